@@ -1,0 +1,175 @@
+"""The commands. They read options, call the rooms below and show what comes back; no logic of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import taskloom
+from taskloom.cli import _options as opt
+from taskloom.cli._show import print_json, print_model, print_recipes, print_study, user_errors, write_columns
+
+if TYPE_CHECKING:
+    from taskloom.study import Study
+    from taskloom.tasks import TableOptions, TaskData
+
+# Commands import what they need when they run: `--help` and a mistyped option answer at once.
+app = typer.Typer(
+    help="Learn many related prediction tasks together, and see whether any got worse.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+    if version:
+        typer.echo(f"taskloom {taskloom.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the report, the results and the table.")] = Path("demo"),
+    seeds: Annotated[int, typer.Option("--seeds", help="Splits to repeat everything on.")] = 10,
+    n_jobs: opt.Jobs = -1,
+    json: opt.Json = False,
+    no_cache: opt.NoCache = False,
+) -> None:
+    """Run a study on real data that scikit-learn carries: disease progression in six age groups of 442 diabetes patients."""
+    with user_errors():
+        from taskloom.study import DEMO_RECIPES, DEMO_TARGET, StudyOptions, check_folder, demo_data, save_csv, study
+
+        check_folder(out)
+        data = demo_data()
+        table = save_csv(data, out / "diabetes.csv")
+        result = study(data, DEMO_RECIPES, seeds=seeds, n_jobs=n_jobs, options=StudyOptions(cache=not no_cache))
+        _deliver(result, out, json)
+    if not json:
+        typer.echo(f"table:  {table}")
+        question = f"{table} --target {DEMO_TARGET} --by '{data.by}'"
+        typer.echo("\nnext, the same on a table of your own, a model to keep, and its predictions:")
+        typer.echo(f"  taskloom study {question}")
+        typer.echo(f"  taskloom fit {question} --recipe joint --save {out / 'model'}")
+        typer.echo(f"  taskloom predict {out / 'model'} {table}")
+
+
+@app.command("study")
+def study_command(
+    file: opt.TableFile,
+    target: opt.Target = None,
+    by: opt.By = None,
+    targets: opt.Targets = None,
+    recipes: Annotated[str | None, typer.Option("--recipes", help="Recipes A,B,C; default: all.", show_default=False)] = None,
+    seeds: Annotated[int, typer.Option("--seeds", help="Splits to repeat everything on; 3 or more for a verdict.")] = 5,
+    out: Annotated[Path, typer.Option("--out", help="Folder for report.html and results.json.")] = Path("study"),
+    n_jobs: opt.Jobs = 1,
+    kind: opt.Kind = None,
+    metric: opt.MetricName = None,
+    drop: opt.Drop = None,
+    skip_tasks: opt.SkipTasks = None,
+    impute: opt.Impute = True,
+    budget: opt.Budget = 3,
+    json: opt.Json = False,
+    no_cache: opt.NoCache = False,
+) -> None:
+    """Compare recipes on a table, task by task, with single-task baselines."""
+    with user_errors():
+        from taskloom.study import StudyOptions, check_folder, study
+
+        options = StudyOptions(budget=budget, cache=not no_cache)
+        data = _read(file, target, by, targets, _table_options(kind, metric, drop, skip_tasks, impute))
+        check_folder(out)
+        result = study(data, opt.split_names(recipes) or None, seeds=seeds, n_jobs=n_jobs, options=options)
+        _deliver(result, out, json)
+
+
+@app.command()
+def fit(
+    file: opt.TableFile,
+    save: Annotated[Path, typer.Option("--save", help="Folder for the model.", show_default=False)],
+    recipe: Annotated[str, typer.Option("--recipe", help="Recipe to fit: see `taskloom recipes`.")] = "joint",
+    target: opt.Target = None,
+    by: opt.By = None,
+    targets: opt.Targets = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the split and the fit.")] = 0,
+    kind: opt.Kind = None,
+    metric: opt.MetricName = None,
+    drop: opt.Drop = None,
+    skip_tasks: opt.SkipTasks = None,
+    impute: opt.Impute = True,
+    budget: opt.Budget = 3,
+    json: opt.Json = False,
+) -> None:
+    """Fit one recipe to a table and save the model."""
+    with user_errors():
+        from taskloom.study import check_folder, fit_model
+
+        data = _read(file, target, by, targets, _table_options(kind, metric, drop, skip_tasks, impute))
+        check_folder(save)
+        model = fit_model(data, recipe, seed=seed, budget=budget)
+        model.save(save)
+    if json:
+        print_json({"model": str(save), "recipe": model.recipe, "validation_scores": model.validation_scores})
+    else:
+        print_model(model, save)
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a saved model.", show_default=False)],
+    file: opt.TableFile,
+    out: Annotated[Path | None, typer.Option("--out", help="CSV file to write.", show_default="standard output")] = None,
+    json: opt.Json = False,
+) -> None:
+    """Predict the rows of a table with a saved model."""
+    with user_errors():
+        from taskloom.study import load_model
+
+        columns = load_model(model).predict(file)
+        if json:
+            print_json(columns)
+        else:
+            write_columns(columns, out)
+
+
+@app.command()
+def recipes(json: opt.Json = False) -> None:
+    """List the recipes, one line each, with the paper."""
+    # The rooms register their recipes when they are imported, and the study imports them all.
+    import taskloom.study
+
+    found = taskloom.recipe_classes()
+    if json:
+        keys = ("name", "family", "is_baseline", "summary", "paper")
+        print_json([{key: getattr(recipe, key) for key in keys} for recipe in found.values()])
+    else:
+        print_recipes(found)
+
+
+def _table_options(kind: str | None, metric: str | None, drop: str | None, skip_tasks: str | None, impute: bool) -> TableOptions:
+    from taskloom.tasks import TableOptions
+
+    return TableOptions(kind, metric, opt.split_names(drop), opt.split_names(skip_tasks), impute)
+
+
+def _read(file: Path, target: str | None, by: str | None, targets: str | None, options: TableOptions) -> TaskData:
+    from taskloom.tasks import OptionError, read_table
+
+    names = opt.split_names(targets)
+    if targets is not None and not names:
+        raise OptionError("`--targets` is empty; name at least one column")
+    return read_table(file, target=target, by=by, targets=names or None, options=options)
+
+
+def _deliver(result: Study, out: Path, as_json: bool) -> None:
+    """Write the two files of a study, and print it."""
+    result.save_results(out / "results.json")
+    result.report(out / "report.html")
+    if as_json:
+        print_json(result.to_json())
+    else:
+        print_study(result, out)

@@ -1,0 +1,86 @@
+"""What the commands print: tables for people, JSON for machines, one sentence for mistakes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from taskloom.study import Model, Study
+    from taskloom.tasks import Recipe
+
+USER_ERROR, FIT_ERROR = 2, 1
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Bad input ends a command with one sentence on standard error and exit code 2; a failed fit with exit code 1."""
+    from taskloom.tasks import FitError, TaskloomError
+
+    try:
+        yield
+    except (TaskloomError, FitError) as error:
+        Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), str(error)))
+        raise typer.Exit(USER_ERROR if isinstance(error, TaskloomError) else FIT_ERROR) from error
+
+
+def print_json(value: Any) -> None:
+    """JSON on standard output."""
+    typer.echo(json.dumps(value, indent=1, allow_nan=False))
+
+
+def print_study(study: Study, folder: Path) -> None:
+    """The verdict table, the outcome in words, and where the report is."""
+    console = Console()
+    console.print(study.table(), study.table(per_task=False))
+    for sentence in study.words():
+        console.print(Text(sentence.replace("`", "")), soft_wrap=True)
+    console.print(Text.assemble("\nreport: ", (str(folder / "report.html"), "bold")), soft_wrap=True)
+
+
+def print_recipes(recipes: dict[str, type[Recipe]]) -> None:
+    """One line for each recipe."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("recipe", "family", "what it does", "paper"):
+        table.add_column(name, no_wrap=name == "recipe")
+    for name, recipe in recipes.items():
+        table.add_row(name, recipe.family + (" (baseline)" if recipe.is_baseline else ""), recipe.summary, recipe.paper)
+    Console().print(table)
+
+
+def print_model(model: Model, folder: Path) -> None:
+    """Validation scores of a fitted model, and where it is."""
+    table = Table(title=f"{model.recipe}: scores on the rows held back", title_justify="left", box=box.SIMPLE_HEAD)
+    for name in ("task", "metric", "score"):
+        table.add_column(name, justify="right" if name == "score" else "left")
+    for task in model.tasks:
+        table.add_row(task.name, task.metric, f"{model.validation_scores[task.name]:.4f}")
+    console = Console()
+    console.print(table)
+    console.print(Text.assemble("model: ", (str(folder), "bold")), soft_wrap=True)
+
+
+def write_columns(columns: dict[str, list[Any]], path: Path | None) -> None:
+    """Columns as CSV into a file, or onto standard output."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    if path is None:
+        sys.stdout.write(text.getvalue())
+    else:
+        from taskloom.study import write_file
+
+        write_file(path, text.getvalue())

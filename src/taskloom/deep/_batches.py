@@ -1,0 +1,122 @@
+"""Rows of many tasks dealt out in steps, by a rule that depends on the seed and the step alone.
+
+Letters: K tasks, n rows, R pools of rows (one a task, or one for all), B rows of each pool in a step, S steps of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from taskloom.tasks import DataError, TaskData
+
+_BLOCK = 64
+_CHUNK = 4096
+_ROWS_AT_ONCE = 1 << 16
+
+
+class RowDealer:
+    """Deals B rows of each of R pools to each step: every pool is shuffled, dealt out whole, and shuffled again.
+
+    Small pools go round more often than large ones, so uneven tasks are served evenly. The rows of a step follow from the seed
+    and the step number alone: a resumed fit needs no saved state, and every recipe of a study sees the same rows.
+
+    Args:
+        pools: R arrays of row numbers, none empty.
+        batch_size: B.
+        seed: of the shuffles.
+        keys: R numbers that tell the pools' shuffles apart, so that a pool is dealt alike in any company; default 0 ... R - 1.
+
+    Example:
+        >>> dealer = RowDealer([np.arange(4)], batch_size=2, seed=0)
+        >>> sorted(torch.cat([dealer.rows(0), dealer.rows(1)], dim=1).ravel().tolist())
+        [0, 1, 2, 3]
+    """
+
+    def __init__(self, pools: Sequence[NDArray[np.int64]], batch_size: int, seed: int, keys: Sequence[int] = ()) -> None:
+        self.pools = [np.asarray(pool) for pool in pools]
+        self.keys = list(keys) or list(range(len(pools)))
+        self.batch_size, self.seed = batch_size, seed
+        self._block: tuple[int, Tensor] | None = None
+
+    def rows(self, step: int) -> Tensor:
+        """Row numbers (R, B) of a step."""
+        block, place = divmod(step, _BLOCK)
+        if self._block is None or self._block[0] != block:
+            dealt = np.stack([self._deal(r, block) for r in range(len(self.pools))], axis=1)
+            self._block = (block, torch.from_numpy(dealt))
+        return self._block[1][place]
+
+    def _deal(self, r: int, block: int) -> NDArray[np.int64]:
+        """Rows (S, B) of pool r: a stretch of an endless row of shuffles, cut from chunks that are made when needed."""
+        pool, length = self.pools[r], _BLOCK * self.batch_size
+        rounds = -(-_CHUNK // len(pool))
+        per_chunk = rounds * len(pool)
+        first, last = block * length // per_chunk, ((block + 1) * length - 1) // per_chunk
+        chunks = []
+        for chunk in range(first, last + 1):
+            rng = np.random.default_rng([self.seed, self.keys[r], chunk])
+            chunks.append(rng.permuted(np.tile(pool, (rounds, 1)), axis=1).ravel())
+        start = block * length - first * per_chunk
+        return np.concatenate(chunks)[start : start + length].reshape(_BLOCK, self.batch_size)
+
+
+class TaskTensors:
+    """The rows and labels of K tasks on one device.
+
+    Args:
+        data: encoded: finite numbers only.
+        dtype: of features and labels.
+        device: where they go.
+
+    Raises:
+        DataError: features that are not finite.
+    """
+
+    def __init__(self, data: TaskData, dtype: torch.dtype, device: torch.device) -> None:
+        if not np.isfinite(data.X).all():
+            raise DataError("`X` holds missing or infinite values; encode it first with `FeatureEncoder`")
+        self.data = data
+        self.x = torch.as_tensor(data.X, dtype=dtype).to(device)
+        # Labels of one task lie side by side: (K, n) for shared rows.
+        self.y = torch.as_tensor(np.ascontiguousarray(data.y.T), dtype=dtype).to(device)
+
+    def shared(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, ...) and labels (K, B) of the rows (1, B)."""
+        rows = rows[0].to(self.x.device)
+        return self.x[rows], self.y[:, rows]
+
+    def own(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (R, B, ...) and labels (R, B) of rows (R, B), row r of them for task r modulo K; row -1 is padding."""
+        rows = rows.to(self.x.device)
+        place = rows.clamp(min=0)
+        if self.data.is_shared:
+            repeats = len(rows) // self.data.n_tasks
+            labels = torch.gather(self.y.repeat(repeats, 1) if repeats > 1 else self.y, 1, place)
+        else:
+            labels = self.y[place]
+        return self.x[place], labels.masked_fill(rows < 0, torch.nan)
+
+    def pools(self) -> list[NDArray[np.int64]]:
+        """The labelled rows of each task."""
+        return [self.data.rows(t) for t in range(self.data.n_tasks)]
+
+    def all_shared(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """All rows, some at a time, as `shared` gives them."""
+        for start in range(0, len(self.x), _ROWS_AT_ONCE):
+            yield self.x[start : start + _ROWS_AT_ONCE], self.y[:, start : start + _ROWS_AT_ONCE]
+
+    def all_own(self, repeats: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """All labelled rows of every task, some at a time, as `own` gives them, for `repeats` nets a task."""
+        pools = self.pools()
+        longest = max(len(pool) for pool in pools)
+        padded: NDArray[Any] = np.stack([np.pad(pool, (0, longest - len(pool)), constant_values=-1) for pool in pools])
+        rows = torch.from_numpy(np.tile(padded, (repeats, 1)))
+        width = max(1, _ROWS_AT_ONCE // len(rows))
+        for start in range(0, longest, width):
+            yield self.own(rows[:, start : start + width])

@@ -1,0 +1,188 @@
+"""The fit loop: steps, validation, early stopping, checkpoints.
+
+Letters: K tasks, R units that stop early on their own (1 for a joint net, M for nets side by side), B rows of a task in a step.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from taskloom.deep._losses import TaskLosses
+from taskloom.deep._options import FitOptions
+from taskloom.deep._stacked import keep_better
+from taskloom.deep._update import UpdateStep
+from taskloom.tasks import ModelFileError
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Where a loop's rows come from.
+
+    Attributes:
+        train: maps a step number to features and labels (K, B).
+        validation: all validation rows, in parts.
+        losses: of outputs (K, B, C) and labels (K, B).
+        judge: maps validation losses (K,) to the criteria (R,) of early stopping.
+    """
+
+    train: Callable[[int], Batch]
+    validation: Callable[[], Iterator[Batch]]
+    losses: TaskLosses
+    judge: Callable[[Tensor], Tensor]
+
+
+class FitLoop:
+    """Trains a module and keeps, for each unit, the weights with the least validation loss.
+
+    The state is explicit: `state_dict` after any step, loaded into a fresh loop, goes on as if there had been no stop, to the
+    bit on one device. Randomness inside the module (dropout) comes from torch's generator, whose state is part of it.
+
+    Args:
+        module: as `Fabric.setup` gives it; maps a batch's features to outputs (K, B, C).
+        update: how one step moves the weights.
+        feed: rows, losses, criteria.
+        options: how long.
+
+    Attributes:
+        step: optimizer steps done.
+        best: state dict with the best weights of each unit.
+        best_losses: validation losses (K,) at each unit's best.
+        unit_steps: (R,) steps each unit did before it stopped.
+        curve: validation criteria (R,) at each look, with a stopped unit's left as it was.
+    """
+
+    def __init__(self, module: nn.Module, update: UpdateStep, feed: Feed, options: FitOptions) -> None:
+        self.module, self.update, self.feed, self.options = module, update, feed, options
+        self.step = 0
+        self.best = {name: value.detach().clone() for name, value in module.state_dict().items()}
+        self.best_losses = self._validation_losses()
+        criteria = feed.judge(self.best_losses).cpu()
+        self.best_criteria = criteria.nan_to_num(torch.inf)
+        self.waited = torch.zeros(len(criteria), dtype=torch.long)
+        self.unit_steps = torch.zeros(len(criteria), dtype=torch.long)
+        self.curve: list[tuple[int, Tensor]] = [(0, criteria)]
+
+    def run(self, checkpoint: Path | None = None, stop_after: int | None = None) -> None:
+        """Train until every unit has stopped, saving a checkpoint every `checkpoint_every` steps.
+
+        Args:
+            checkpoint: file to save to and, if it exists, to go on from.
+            stop_after: leave after that many steps in all, as if interrupted.
+        """
+        if checkpoint is not None and checkpoint.exists():
+            load_checkpoint(checkpoint, self)
+        last = min(self.options.max_steps, stop_after or self.options.max_steps)
+        while self.step < last and self.is_active().any():
+            self._one_step()
+            if checkpoint is not None and self.step % self.options.checkpoint_every == 0:
+                save_checkpoint(checkpoint, self)
+
+    def is_active(self) -> Tensor:
+        """(R,) which units still train."""
+        return self.waited < self.options.patience
+
+    def has_failed(self) -> Tensor:
+        """(R,) which units diverged without ever getting better than their initial weights."""
+        return ~self.curve[-1][1].isfinite() & ~(self.best_criteria < self.curve[0][1].nan_to_num(torch.inf))
+
+    def _one_step(self) -> None:
+        x, labels = self.feed.train(self.step)
+        self.update.step(lambda: self.feed.losses.means(self.module(x), labels))
+        self.step += 1
+        if self.step % self.options.validate_every == 0 or self.step == self.options.max_steps:
+            self._look()
+
+    def _look(self) -> None:
+        losses = self._validation_losses()
+        criteria, active = self.feed.judge(losses).cpu(), self.is_active()
+        improved = active & (criteria < self.best_criteria)
+        if improved.any():
+            # The state dict is the module's own storage: only what has improved is copied.
+            keep_better(self.best, self.module.state_dict(), improved.to(losses.device))
+            spread = improved.to(losses.device).expand(len(losses)) if len(improved) == 1 else improved.to(losses.device)
+            self.best_losses = torch.where(spread, losses, self.best_losses)
+            self.best_criteria = torch.where(improved, criteria, self.best_criteria)
+        self.waited = torch.where(improved, 0, self.waited + active)
+        # A loss that is no longer finite never comes back.
+        self.waited[active & ~criteria.isfinite()] = self.options.patience
+        self.unit_steps[active] = self.step
+        self.curve.append((self.step, torch.where(active, criteria, self.curve[-1][1])))
+
+    @torch.no_grad()
+    def _validation_losses(self) -> Tensor:
+        self.module.eval()
+        parts = [self.feed.losses.sums(self.module(x), labels) for x, labels in self.feed.validation()]
+        self.module.train()
+        sums, counts = (torch.stack(part).sum(dim=0) for part in zip(*parts, strict=True))
+        return sums / counts
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the rest of the fit depends on."""
+        return {
+            "step": self.step,
+            "module": self.module.state_dict(),
+            "update": self.update.state_dict(),
+            "rng": torch.get_rng_state(),
+            "device_rng": torch.cuda.get_rng_state() if torch.cuda.is_available() else torch.empty(0),
+            "best": self.best,
+            "best_losses": self.best_losses,
+            "best_criteria": self.best_criteria,
+            "waited": self.waited,
+            "unit_steps": self.unit_steps,
+            "curve_steps": [step for step, _ in self.curve],
+            "curve": torch.stack([criteria for _, criteria in self.curve]),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict` of a loop that was built with the same arguments."""
+        self.module.load_state_dict(state["module"])
+        self.update.load_state_dict(state["update"])
+        torch.set_rng_state(state["rng"])
+        if len(state["device_rng"]) and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["device_rng"])
+        self.step, self.best, self.best_losses = state["step"], state["best"], state["best_losses"]
+        self.best_criteria, self.waited, self.unit_steps = state["best_criteria"], state["waited"], state["unit_steps"]
+        self.curve = list(zip(state["curve_steps"], state["curve"], strict=True))
+
+
+def save_checkpoint(path: Path, loop: FitLoop) -> None:
+    """Write a loop's state to a temporary name and rename it: a kill leaves the old checkpoint or the new one, whole."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    torch.save(loop.state_dict(), temporary)
+    temporary.replace(path)
+
+
+def load_checkpoint(path: Path, loop: FitLoop) -> None:
+    """Go on from a checkpoint file.
+
+    Raises:
+        ModelFileError: the file is damaged or belongs to another net.
+    """
+    device = next(loop.module.parameters()).device
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        for key in ("rng", "device_rng", "best_criteria", "waited", "unit_steps", "curve"):
+            state[key] = state[key].cpu()
+        loop.load_state_dict(state)
+    except (RuntimeError, KeyError, EOFError, ValueError, OSError) as error:
+        raise ModelFileError(f"`checkpoint`='{path}': damaged, or of another net or other settings; delete it") from error
+
+
+def make_fabric(options: FitOptions) -> Fabric:
+    """A fabric for one device, with the options' precision."""
+    # It takes as long to import as torch itself, and whoever only predicts does not need it.
+    from lightning_fabric import Fabric
+
+    return Fabric(accelerator=options.accelerator, devices=1, precision=options.precision)  # type: ignore[arg-type]

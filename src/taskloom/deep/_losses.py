@@ -1,0 +1,97 @@
+"""Losses of many tasks at once.
+
+Letters: R nets or tasks side by side, B rows of each, C outputs of each (the widest), K tasks, D = sum of the tasks' outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from taskloom.tasks import Task
+
+_ELEMENTWISE = {
+    "squared": lambda outputs, labels: (outputs - labels).square(),
+    # log(1 + exp(z)) - y z: the same number as torch's BCE with logits, in fewer kernels.
+    "logistic": lambda outputs, labels: functional.softplus(outputs) - labels * outputs,
+}
+
+
+class TaskLosses:
+    """The loss of each of R tasks on its labelled rows.
+
+    A missing label is NaN, adds nothing and passes no gradient.
+
+    Args:
+        tasks: R tasks.
+
+    Example:
+        >>> losses = TaskLosses([Task("a"), Task("b")])
+        >>> outputs, labels = torch.zeros(2, 2, 1), torch.tensor([[1.0, float("nan")], [2.0, 2.0]])
+        >>> losses.means(outputs, labels)
+        tensor([1., 4.])
+    """
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self.names = [task.loss for task in tasks]
+        self.n_classes = [task.n_outputs for task in tasks]
+
+    def sums(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Summed losses (R,) and numbers of labels (R,) for outputs (R, B, C) and labels (R, B)."""
+        seen = ~labels.isnan()
+        # Losses and their ratios are kept in single precision under autocast: half a percent is all that bfloat16 resolves.
+        each = self._each_row(outputs if outputs.dtype == torch.float64 else outputs.float(), labels.nan_to_num())
+        return (each * seen).sum(dim=1), seen.sum(dim=1)
+
+    def means(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Mean losses (R,); NaN, without gradient, for a task that has no label among these rows."""
+        sums, counts = self.sums(outputs, labels)
+        return torch.where(counts > 0, sums / counts.clamp(min=1), torch.nan)
+
+    def _each_row(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        present = dict.fromkeys(self.names)
+        if len(present) == 1:
+            return self._of_kind(next(iter(present)), outputs, labels)
+        each = torch.zeros_like(labels)
+        for name in present:
+            chosen = torch.tensor([r for r, other in enumerate(self.names) if other == name], device=labels.device)
+            each = each.index_copy(0, chosen, self._of_kind(name, outputs[chosen], labels[chosen]))
+        return each
+
+    def _of_kind(self, name: str, outputs: Tensor, labels: Tensor) -> Tensor:
+        if name == "cross_entropy":
+            return functional.cross_entropy(outputs.movedim(-1, 1), labels.long(), reduction="none")
+        return _ELEMENTWISE[name](outputs[..., 0], labels)
+
+
+class OutputColumns:
+    """Where each task finds its outputs among the D columns of a net, as one array of R x B x C.
+
+    Args:
+        tasks: K tasks; task t has `n_outputs` neighbouring columns.
+    """
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        widths = [task.n_outputs for task in tasks]
+        starts = [sum(widths[:t]) for t in range(len(widths))]
+        self.slices = [slice(start, start + width) for start, width in zip(starts, widths, strict=True)]
+        self.total = sum(widths)
+        self.is_simple = max(widths) == 1
+        self.index = torch.tensor([[s + min(c, w - 1) for c in range(max(widths))] for s, w in zip(starts, widths, strict=True)])
+        self.is_padding = torch.tensor([[c >= w and w > 1 for c in range(max(widths))] for w in widths])
+
+    def by_task(self, outputs: Tensor) -> Tensor:
+        """Outputs (B, D) of shared rows as (K, B, C); classes that a task does not have get a logit of -inf."""
+        if self.is_simple:
+            return outputs.T.unsqueeze(-1)
+        picked = outputs[:, self.index.to(outputs.device)].movedim(1, 0)
+        return picked.masked_fill(self.is_padding.to(outputs.device).unsqueeze(1), -torch.inf)
+
+    def own(self, outputs: Tensor) -> Tensor:
+        """Outputs (K, B, D) of own rows as (K, B, C): of all columns only those of the task that owns the row."""
+        index = self.index.to(outputs.device).unsqueeze(1).expand(-1, outputs.shape[1], -1)
+        padding = self.is_padding.to(outputs.device).unsqueeze(1)
+        return outputs.gather(2, index).masked_fill(padding, -torch.inf)

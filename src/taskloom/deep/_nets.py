@@ -1,0 +1,147 @@
+"""Nets for tables: an encoder that all tasks share and one head per task.
+
+Letters: K tasks, n rows, d features, B rows of one task in a step, H width of the encoder's last layer, D = sum of the tasks'
+outputs, C outputs of one task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from taskloom.deep._losses import OutputColumns
+from taskloom.tasks import OptionError, Task
+
+NetFactory = Callable[[tuple[int, ...], Sequence[Task]], nn.Module]
+
+
+class SharedBottom(nn.Module):
+    """An MLP encoder shared by all tasks, and a linear head for each.
+
+    Hard parameter sharing (Caruana 1997, section 2.1). Deviation: ReLU and Adam-era initialisation (torch's) in place of sigmoids.
+
+    Args:
+        n_features: d.
+        tasks: K tasks.
+        hidden: widths of the encoder's layers.
+        dropout: share of units dropped after each layer while training.
+
+    Raises:
+        OptionError: a width below 1, or a share outside of [0, 1).
+
+    Example:
+        >>> net = SharedBottom(4, [Task("a"), Task("b", "multiclass", classes=(0, 1, 2))])
+        >>> net(torch.zeros(5, 4)).shape
+        torch.Size([5, 4])
+    """
+
+    def __init__(
+        self, n_features: int, tasks: Sequence[Task], hidden: Sequence[int] = (64, 64), dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        if any(width < 1 for width in hidden):
+            raise OptionError(f"`hidden`={tuple(hidden)!r}: every width must be at least 1")
+        if not 0 <= dropout < 1:
+            raise OptionError(f"`dropout`={dropout}: give a share from 0 to below 1")
+        widths = [n_features, *hidden]
+        layers: list[nn.Module] = []
+        for width_in, width_out in zip(widths[:-1], widths[1:], strict=True):
+            layers += [nn.Linear(width_in, width_out), nn.ReLU(), *([nn.Dropout(dropout)] if dropout else [])]
+        self.encoder = nn.Sequential(*layers)
+        self.heads = nn.ModuleList(nn.Linear(widths[-1], task.n_outputs) for task in tasks)
+        self.equal_widths = len({task.n_outputs for task in tasks}) == 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs (n, D) of all tasks for rows (n, d)."""
+        # One product for all heads: K small ones cost K kernel starts forward and 2K backward.
+        return functional.linear(self.encoder(x), *self._packed_heads(torch.cat))
+
+    def forward_own(self, x: Tensor) -> Tensor:
+        """Outputs (K, B, C) for rows (K, B, d) of which each K-slice belongs to one task; all tasks have C outputs."""
+        weight, bias = self._packed_heads(torch.stack)
+        return torch.baddbmm(bias.unsqueeze(1), self.encoder(x), weight.transpose(1, 2))
+
+    def _packed_heads(self, pack: Callable[[list[Tensor]], Tensor]) -> tuple[Tensor, Tensor]:
+        heads = [head for head in self.heads if isinstance(head, nn.Linear)]
+        if len(heads) == 1 and pack is torch.cat:
+            return heads[0].weight, heads[0].bias
+        return pack([head.weight for head in heads]), pack([head.bias for head in heads])
+
+
+@dataclass(frozen=True)
+class MLP:
+    """A factory of `SharedBottom` nets: what recipes build when no other net is given.
+
+    Attributes:
+        hidden: widths of the encoder's layers.
+        dropout: share of units dropped while training.
+
+    Example:
+        >>> MLP(hidden=(8,))((3,), [Task("a")])(torch.zeros(2, 3)).shape
+        torch.Size([2, 1])
+    """
+
+    hidden: tuple[int, ...] = (64, 64)
+    dropout: float = 0.0
+
+    def __call__(self, shape: tuple[int, ...], tasks: Sequence[Task]) -> nn.Module:
+        """A new net for rows of that shape.
+
+        Raises:
+            OptionError: rows that are not vectors.
+        """
+        if len(shape) != 1:
+            raise OptionError(f"`net`: the default MLP takes rows of shape (d,), not {shape}; give a net of your own")
+        return SharedBottom(shape[0], tasks, self.hidden, self.dropout)
+
+
+class SharedRowsNet(nn.Module):
+    """A net of the user's whose outputs are laid out by task: (B, ...) -> (K, B, C)."""
+
+    def __init__(self, net: nn.Module, tasks: Sequence[Task]) -> None:
+        super().__init__()
+        self.net, self.columns = net, OutputColumns(tasks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs (K, B, C) of all tasks for all rows."""
+        return self.columns.by_task(self.net(x))
+
+
+class OwnRowsNet(nn.Module):
+    """A net of the user's that sees each task's own rows: (K, B, ...) -> (K, B, C)."""
+
+    def __init__(self, net: nn.Module, tasks: Sequence[Task]) -> None:
+        super().__init__()
+        self.net, self.columns = net, OutputColumns(tasks)
+        self.is_fast = isinstance(net, SharedBottom) and net.equal_widths
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs (K, B, C), each row's for the task that owns it."""
+        if self.is_fast and isinstance(self.net, SharedBottom):
+            return self.net.forward_own(x)
+        outputs = self.net(x.flatten(0, 1))
+        return self.columns.own(outputs.unflatten(0, x.shape[:2]))
+
+
+def check_outputs(net: nn.Module, shape: tuple[int, ...], tasks: Sequence[Task]) -> None:
+    """Refuse a net whose outputs do not fit the tasks, before any work is done.
+
+    Raises:
+        OptionError: names the shape found and the one needed.
+    """
+    expected = OutputColumns(tasks).total
+    was_training = net.training
+    net.eval()
+    with torch.no_grad():
+        parameter = next(net.parameters(), torch.zeros(()))
+        found = tuple(net(torch.zeros(2, *shape, dtype=parameter.dtype, device=parameter.device)).shape)
+    net.train(was_training)
+    if found != (2, expected):
+        raise OptionError(
+            f"`net` maps 2 rows of shape {shape} to {found}; it must give (2, {expected}): one column for each regression or "
+            "binary task, one a class for each multiclass task, in the order of the tasks"
+        )

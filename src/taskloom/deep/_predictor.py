@@ -1,0 +1,91 @@
+"""Trained nets as a saved and loaded predictor.
+
+Letters: K tasks, n rows, D = sum of the tasks' outputs, C classes of one task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from taskloom.deep._losses import OutputColumns
+from taskloom.deep._nets import MLP, NetFactory
+from taskloom.tasks import ModelFileError, Predictor, Task, register_predictor
+
+Array = NDArray[np.floating[Any]]
+_ROWS_AT_ONCE = 1 << 14
+
+
+@register_predictor
+class NetPredictor(Predictor):
+    """One net for all tasks, or one for each.
+
+    Args:
+        nets: one net with the outputs of all tasks, or K nets with the outputs of one task each.
+        tasks: the K tasks.
+        make_net: the factory that made the nets; a saved model rebuilds them with it.
+    """
+
+    format: ClassVar[str] = "net"
+
+    def __init__(self, nets: Sequence[nn.Module], tasks: Sequence[Task], make_net: NetFactory, shape: tuple[int, ...]) -> None:
+        self.nets, self.tasks, self.make_net, self.shape = list(nets), list(tasks), make_net, tuple(shape)
+        self.is_joint = len(nets) == 1
+        self._slices = OutputColumns(tasks).slices
+
+    def predict(self, X: Array, tasks: Sequence[int]) -> list[Array]:
+        """Values for regression, probabilities for classification: see `Predictor.predict`."""
+        x = torch.as_tensor(X, dtype=next(self.nets[0].parameters()).dtype)
+        if self.is_joint:
+            outputs = _forward(self.nets[0], x)
+            return [_link(outputs[:, self._slices[t]], self.tasks[t].kind) for t in tasks]
+        return [_link(_forward(self.nets[t], x), self.tasks[t].kind) for t in tasks]
+
+    def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
+        """The nets' weights, and the settings of the factory where it is taskloom's own."""
+        arrays = {f"{i}/{name}": value.numpy() for i, net in enumerate(self.nets) for name, value in net.state_dict().items()}
+        own = {"hidden": list(self.make_net.hidden), "dropout": self.make_net.dropout} if isinstance(self.make_net, MLP) else None
+        return arrays, {"mlp": own, "shape": list(self.shape), "joint": self.is_joint}
+
+    @classmethod
+    def from_state(cls, arrays: dict[str, Array], settings: dict[str, Any], tasks: Sequence[Task]) -> Self:
+        """The predictor whose `state` this is.
+
+        Raises:
+            ModelFileError: the nets were made by a factory of the user's: `from_factory` takes it.
+        """
+        if settings["mlp"] is None:
+            raise ModelFileError("the model holds a net of your own; give `load_model` the factory that made it: `net=`")
+        own = settings["mlp"]
+        return cls.from_factory(arrays, settings, tasks, MLP(tuple(own["hidden"]), own["dropout"]))
+
+    @classmethod
+    def from_factory(
+        cls, arrays: dict[str, Array], settings: dict[str, Any], tasks: Sequence[Task], make_net: NetFactory
+    ) -> Self:
+        """As `from_state`, with nets made by the given factory."""
+        shape, groups = tuple(settings["shape"]), [list(tasks)] if settings["joint"] else [[task] for task in tasks]
+        nets = []
+        for i, group in enumerate(groups):
+            net = make_net(shape, group)
+            own = {name: torch.from_numpy(arrays[f"{i}/{name}"].copy()) for name in net.state_dict()}
+            dtype = next((value.dtype for value in own.values() if value.is_floating_point()), torch.float32)
+            net.to(dtype).load_state_dict(own)
+            nets.append(net.eval())
+        return cls(nets, tasks, make_net, shape)
+
+
+def _forward(net: nn.Module, x: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return torch.cat([net(part) for part in x.split(_ROWS_AT_ONCE)]).double()
+
+
+def _link(outputs: Tensor, kind: str) -> Array:
+    if kind == "multiclass":
+        return outputs.softmax(dim=1).numpy()
+    return (outputs[:, 0] if kind == "regression" else outputs[:, 0].sigmoid()).numpy()

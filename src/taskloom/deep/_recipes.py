@@ -1,0 +1,83 @@
+"""Recipes that train nets: each task its own, or one for all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+from taskloom.deep._fit import NetFit, fit, fit_singles, new_net
+from taskloom.deep._nets import MLP, NetFactory
+from taskloom.deep._options import FitOptions
+from taskloom.deep._predictor import NetPredictor
+from taskloom.tasks import Family, FitError, Recipe, RecipeFit, TaskData, register_recipe
+
+
+@register_recipe
+@dataclass(frozen=True)
+class SingleRecipe(Recipe):
+    """Each task its own net, with its own learning rate chosen on its own validation rows: the baseline of all nets.
+
+    The K nets at all learning rates are trained side by side as one stack, which changes nothing but the time.
+
+    Attributes:
+        net: maps the shape of a row and a list of tasks to a net with one output a regression or binary task and one a class
+            for a multiclass task.
+        options: batch size, length, precision, device.
+        title: name in a study, if not `single`.
+    """
+
+    net: NetFactory = field(default_factory=MLP)
+    options: FitOptions = field(default_factory=FitOptions)
+    title: str = ""
+
+    name: ClassVar[str] = "single"
+    summary: ClassVar[str] = "each task its own net: the baseline that every deep recipe is held against"
+    family: ClassVar[Family] = "deep"
+    is_baseline: ClassVar[bool] = True
+
+    def fit(self, train: TaskData, validation: TaskData, *, seed: int, budget: int = 4) -> RecipeFit:
+        """Train K nets at `budget` learning rates and keep each task's best."""
+        rates = self.options.candidate_rates(budget)
+        best = fit_singles(self.net, train, validation, rates=rates, options=self.options, seed=seed)
+        predictor = NetPredictor(best.nets, train.tasks, self.net, train.X.shape[1:])
+        chosen = {"learning_rate": best.rates}
+        return RecipeFit(predictor, chosen, best.validation_loss, best.steps, best.total_steps, [best.curve])
+
+
+@register_recipe
+@dataclass(frozen=True)
+class JointRecipe(Recipe):
+    """One net for all tasks, trained on the plain sum of their losses (Caruana 1997).
+
+    The learning rate with the least mean validation loss is chosen.
+
+    Attributes:
+        net: as for `SingleRecipe`.
+        options: batch size, length, precision, device.
+        title: name in a study, if not `joint`.
+    """
+
+    net: NetFactory = field(default_factory=MLP)
+    options: FitOptions = field(default_factory=FitOptions)
+    title: str = ""
+
+    name: ClassVar[str] = "joint"
+    summary: ClassVar[str] = "one net with a head per task, trained on the plain sum of the losses"
+    paper: ClassVar[str] = "Caruana, Multitask Learning, 1997"
+    family: ClassVar[Family] = "deep"
+
+    def fit(self, train: TaskData, validation: TaskData, *, seed: int, budget: int = 4) -> RecipeFit:
+        """Train one net at each of `budget` learning rates and keep the best."""
+        rates = self.options.candidate_rates(budget)
+        fits = [self._fit_one(train, validation, seed, rate) for rate in rates]
+        alive = [(one, rate) for one, rate in zip(fits, rates, strict=True) if not one.failed]
+        if not alive:
+            raise FitError(f"every learning rate of {rates} diverged; try smaller ones")
+        best, rate = min(alive, key=lambda pair: pair[0].validation_loss.mean())
+        predictor = NetPredictor([best.net], train.tasks, self.net, train.X.shape[1:])
+        total = sum(one.steps for one in fits)
+        return RecipeFit(predictor, {"learning_rate": rate}, best.validation_loss, best.steps, total, [best.curve])
+
+    def _fit_one(self, train: TaskData, validation: TaskData, seed: int, rate: float) -> NetFit:
+        net = new_net(self.net, train.X.shape[1:], train.tasks, seed)
+        return fit(net, train, validation, options=replace(self.options, learning_rate=rate), seed=seed)

@@ -1,0 +1,91 @@
+"""Many small nets of one shape trained as one: their weights stacked, their forward passes one `vmap`.
+
+Letters: G groups of nets (one a learning rate), K nets in a group, M = G K nets, B rows of each.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+
+
+class StackedNets(nn.Module):
+    """M nets of one architecture side by side.
+
+    Each parameter is held as G stacks of K, so that an optimizer can give each group a learning rate of its own. The nets do
+    not touch each other: the gradient of the sum of their losses is each one's own gradient.
+
+    Args:
+        nets: M nets of one architecture, group after group.
+        n_groups: G, a divisor of M.
+
+    Example:
+        >>> nets = [nn.Linear(3, 1) for _ in range(4)]
+        >>> stacked = StackedNets(nets, n_groups=2)
+        >>> stacked(torch.zeros(4, 5, 3)).shape
+        torch.Size([4, 5, 1])
+    """
+
+    def __init__(self, nets: Sequence[nn.Module], n_groups: int = 1) -> None:
+        super().__init__()
+        per_group = len(nets) // n_groups
+        states = [stack_module_state(list(nets[g * per_group : (g + 1) * per_group])) for g in range(n_groups)]
+        self.names = list(states[0][0])
+        self.groups = nn.ModuleList(
+            nn.ParameterList(nn.Parameter(parameters[name].detach().clone()) for name in self.names) for parameters, _ in states
+        )
+        self.buffer_names = list(states[0][1])
+        for i, name in enumerate(self.buffer_names):
+            self.register_buffer(f"buffer{i}", torch.cat([buffers[name] for _, buffers in states]))
+        # Held in a list so that it is no submodule: it has no weights of its own to move, train or save.
+        self._template = [copy.deepcopy(nets[0]).to("meta")]
+
+    def parameter_groups(self) -> list[list[nn.Parameter]]:
+        """The parameters of each group."""
+        return [list(group.parameters()) for group in self.groups]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs (M, B, ...) of each net for its own rows (M, B, ...)."""
+        template = self._template[0].train(self.training)
+
+        def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], rows: Tensor) -> Tensor:
+            return functional_call(template, (parameters, buffers), (rows,))
+
+        parameters, buffers = self._state()
+        return vmap(one, randomness="different")(parameters, buffers, x)
+
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        stacks = [list(group.parameters()) for group in self.groups]
+        joined = [of_name[0] if len(of_name) == 1 else torch.cat(of_name) for of_name in zip(*stacks, strict=True)]
+        buffers = {name: self.get_buffer(f"buffer{i}") for i, name in enumerate(self.buffer_names)}
+        return dict(zip(self.names, joined, strict=True)), buffers
+
+    def net_state(self, weights: dict[str, Tensor], m: int) -> dict[str, Tensor]:
+        """The state dict of net m out of this module's state dict `weights`."""
+        per_group = len(next(iter(self.groups[0].parameters())))
+        group, place = divmod(m, per_group)
+        state = {name: weights[f"groups.{group}.{i}"][place] for i, name in enumerate(self.names)}
+        return state | {name: weights[f"buffer{i}"][m] for i, name in enumerate(self.buffer_names)}
+
+
+def keep_better(best: dict[str, Tensor], current: dict[str, Tensor], improved: Tensor) -> None:
+    """Overwrite in `best` what has improved.
+
+    Args:
+        best: state dict to be changed in place.
+        current: state dict of the same module.
+        improved: (1,) for a module that is judged as a whole, (M,) for `StackedNets`.
+    """
+    chosen = improved.nonzero().squeeze(1)
+    if len(chosen) == len(improved):
+        for name, kept in best.items():
+            kept.copy_(current[name])
+        return
+    for name, kept in best.items():
+        offset = int(name.split(".")[1]) * len(kept) if name.startswith("groups.") else 0
+        inside = chosen[(chosen >= offset) & (chosen < offset + len(kept))] - offset
+        kept[inside] = current[name][inside]

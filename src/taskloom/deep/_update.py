@@ -1,0 +1,70 @@
+"""Update steps: how the losses of K tasks move the weights once.
+
+Letters: K tasks (or nets side by side).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+class UpdateStep(ABC):
+    """One change of the weights.
+
+    A subclass keeps all it remembers in `state_dict`, so that a resumed fit goes on to the bit.
+    """
+
+    @abstractmethod
+    def step(self, closure: Callable[[], Tensor]) -> Tensor:
+        """Move the weights once.
+
+        Args:
+            closure: a forward pass that gives the losses (K,) of the batch, NaN for a task without labels in it.
+
+        Returns:
+            The losses (K,) before the step, detached.
+        """
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on beside the weights."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+
+
+class SumStep(UpdateStep):
+    """The plain sum of the losses, one backward pass, one optimizer step.
+
+    Args:
+        optimizer: of all weights, as `Fabric.setup` gives it.
+        fabric: whose precision scales the backward pass.
+    """
+
+    def __init__(self, optimizer: Optimizer, fabric: Fabric) -> None:
+        self.optimizer, self.fabric = optimizer, fabric
+
+    def step(self, closure: Callable[[], Tensor]) -> Tensor:
+        """One step down the summed losses of the tasks that are present."""
+        self.optimizer.zero_grad()
+        losses = closure()
+        self.fabric.backward(losses.nansum())
+        self.optimizer.step()
+        return losses.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer's state."""
+        return {"optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+        self.optimizer.load_state_dict(state["optimizer"])

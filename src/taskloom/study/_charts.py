@@ -1,0 +1,104 @@
+"""The charts of a report.
+
+Letters: K tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import plotly.graph_objects as go
+import plotly.io as pio
+
+from taskloom.study._compare import Verdict
+
+if TYPE_CHECKING:
+    from taskloom.study._study import Study
+
+# Okabe & Ito's palette: told apart by colour-blind readers; the marks differ in shape as well.
+VERDICT_COLOURS = {"helped": "#009E73", "hurt": "#D55E00", "undecided": "#767676"}
+_MARKS = {"helped": "triangle-up", "hurt": "triangle-down", "undecided": "circle-open"}
+_RECIPE_COLOURS = ("#0072B2", "#E69F00", "#CC79A7", "#009E73", "#56B4E9", "#D55E00", "#000000", "#F0E442")
+_CONFIG = {"displayModeBar": False, "responsive": True}
+
+
+def gain_chart(study: Study, verdicts: Sequence[Verdict]) -> go.Figure:
+    """Gain of every task over its baseline with the interval, tasks from most helped to most hurt."""
+    ordered = sorted(verdicts, key=lambda verdict: verdict.gain)
+    figure = go.Figure()
+    for word, colour in VERDICT_COLOURS.items():
+        chosen = [verdict for verdict in ordered if verdict.word == word]
+        if not chosen:
+            continue
+        figure.add_trace(
+            go.Scatter(
+                x=[verdict.gain for verdict in chosen],
+                y=[verdict.task for verdict in chosen],
+                error_x={
+                    "type": "data",
+                    "array": [0 if v.high is None else v.high - v.gain for v in chosen],
+                    "arrayminus": [0 if v.low is None else v.gain - v.low for v in chosen],
+                    "color": colour,
+                },
+                mode="markers",
+                name=word,
+                marker={"color": colour, "symbol": _MARKS[word], "size": 10},
+                customdata=[[v.baseline_score, v.score, v.p_corrected] for v in chosen],
+                hovertemplate="%{y}: %{customdata[0]:.4f} -> %{customdata[1]:.4f}<br>gain %{x:+.4f}"
+                "<br>corrected p %{customdata[2]:.3g}<extra></extra>",
+            )
+        )
+    figure.add_vline(x=0, line={"color": "#444", "width": 1})
+    metrics = ", ".join(dict.fromkeys(task.metric for task in study.tasks))
+    figure.update_layout(
+        height=120 + 26 * len(ordered),
+        xaxis_title=f"gain in {metrics} over the single-task baseline (right of 0 is better)",
+        yaxis={"categoryorder": "array", "categoryarray": [verdict.task for verdict in ordered], "type": "category"},
+    )
+    return _dressed(figure)
+
+
+def curve_chart(study: Study, log_scale: bool = False) -> go.Figure:
+    """Validation loss over optimizer steps: one line a seed, one colour a recipe."""
+    figure = go.Figure()
+    labels = [info.label for info in study.recipes if any(unit.curves for unit in study.units if unit.recipe == info.label)]
+    for place, label in enumerate(labels):
+        units = [unit for unit in study.units if unit.recipe == label and unit.curves]
+        for i, unit in enumerate(units):
+            figure.add_trace(
+                go.Scatter(
+                    x=list(unit.curves[0].steps),
+                    y=list(unit.curves[0].losses),
+                    name=label,
+                    legendgroup=label,
+                    showlegend=i == 0,
+                    mode="lines",
+                    line={"color": _RECIPE_COLOURS[place % len(_RECIPE_COLOURS)], "width": 1.5},
+                    opacity=0.7,
+                    hovertemplate=f"{label}, seed {unit.seed}<br>step %{{x}}: %{{y:.4g}}<extra></extra>",
+                )
+            )
+    figure.update_layout(
+        height=380,
+        xaxis_title="optimizer steps of one net",
+        yaxis={"title": "validation loss, mean of tasks", "type": "log" if log_scale else "linear"},
+    )
+    return _dressed(figure)
+
+
+def to_html(figure: go.Figure, name: str) -> str:
+    """A chart as a piece of HTML that needs plotly.js beside it."""
+    return pio.to_html(figure, full_html=False, include_plotlyjs=False, config=_CONFIG, div_id=name)
+
+
+def _dressed(figure: go.Figure) -> go.Figure:
+    font: dict[str, Any] = {"family": "system-ui, sans-serif", "size": 13}
+    figure.update_layout(
+        template="plotly_white",
+        font=font,
+        margin={"l": 10, "r": 20, "t": 30, "b": 50},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+    )
+    figure.update_yaxes(automargin=True)
+    return figure

@@ -1,0 +1,210 @@
+"""From units to verdicts: every recipe against the single-task baseline of its family, task by task.
+
+Letters: K tasks, S seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taskloom.study._unit import Unit
+from taskloom.study._verdict import Interval, holm, paired_interval, verdict_word
+from taskloom.tasks import Recipe, Task
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RecipeInfo:
+    """What a report says of a recipe: see `Recipe` for the fields."""
+
+    label: str
+    name: str
+    family: str
+    is_baseline: bool
+    summary: str
+    paper: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> RecipeInfo:
+        """The information of a recipe."""
+        known = (recipe.label, recipe.name, recipe.family, recipe.is_baseline, recipe.summary, recipe.paper)
+        return cls(*known, recipe.settings())
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One recipe on one task.
+
+    Attributes:
+        recipe: its label.
+        task: its name.
+        score: mean test score over seeds.
+        baseline: label of the single-task baseline it is held against; of several, the one that validation chose most often.
+        baseline_score: mean test score of the baseline.
+        gain: mean paired difference; positive is better, whatever the metric's direction.
+        low: lower end of the interval of the gain; None with fewer than three seeds.
+        high: upper end.
+        p_value: of no difference.
+        p_corrected: for the number of tasks.
+        word: `helped`, `hurt` or `undecided`.
+    """
+
+    recipe: str
+    task: str
+    score: float
+    baseline: str
+    baseline_score: float
+    gain: float
+    low: float | None
+    high: float | None
+    p_value: float
+    p_corrected: float
+    word: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One recipe over all tasks, and what it cost.
+
+    Attributes:
+        recipe: its label.
+        baseline: label of its baseline; empty for a baseline.
+        helped: number of tasks.
+        hurt: number of tasks.
+        undecided: number of tasks.
+        gain: mean gain over tasks; None for a baseline, or where the tasks' metrics are not on one scale.
+        low: lower end of its interval; None where unknown.
+        high: upper end.
+        failed: seeds on which it gave no model.
+        seconds: median wall time of a fit, all candidates included.
+        steps: median optimizer steps of the chosen model.
+        total_steps: median optimizer steps of all candidates.
+        peak_mb: median rise of memory while fitting.
+    """
+
+    recipe: str
+    baseline: str
+    helped: int
+    hurt: int
+    undecided: int
+    gain: float | None
+    low: float | None
+    high: float | None
+    failed: tuple[int, ...]
+    seconds: float
+    steps: int
+    total_steps: int
+    peak_mb: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Paired gains of one recipe: (S, K), and the baseline's scores they are held against."""
+
+    scores: Array
+    baseline_scores: Array
+    gains: Array
+    baseline: str
+    test_ratio: Array
+
+
+def compare(
+    tasks: Sequence[Task], recipes: Sequence[RecipeInfo], units: Sequence[Unit], confidence: float
+) -> tuple[list[Verdict], list[Summary]]:
+    """Verdicts of all recipes that are no baselines, and summaries of all recipes."""
+    by_recipe: dict[str, dict[int, Unit]] = {info.label: {} for info in recipes}
+    for unit in units:
+        by_recipe[unit.recipe][unit.seed] = unit
+    verdicts: list[Verdict] = []
+    summaries = []
+    for info in recipes:
+        own = by_recipe[info.label]
+        baselines = {b.label: by_recipe[b.label] for b in recipes if b.is_baseline and b.family == info.family}
+        paired = None if info.is_baseline else _pair(tasks, own, baselines)
+        found = [] if paired is None else _judge(info.label, tasks, paired, confidence, any(unit.error for unit in own.values()))
+        verdicts += found
+        summaries.append(_summarise(info.label, tasks, paired, found, list(own.values()), confidence))
+    return verdicts, summaries
+
+
+def _pair(tasks: Sequence[Task], own: dict[int, Unit], baselines: dict[str, dict[int, Unit]]) -> Comparison | None:
+    """Scores of a recipe beside those of its baseline on the seeds where both have a model."""
+    labels = list(baselines)
+    seeds = [seed for seed, unit in own.items() if not unit.error and any(not baselines[b][seed].error for b in labels)]
+    if not seeds:
+        return None
+    scores = np.array([own[seed].scores for seed in seeds])
+    reference, chosen = np.empty_like(scores), np.empty(scores.shape, dtype=np.int64)
+    for i, seed in enumerate(seeds):
+        alive = [b for b in labels if not baselines[b][seed].error]
+        losses = np.array([baselines[b][seed].validation_loss for b in alive])
+        # Among several baselines the validation rows choose; choosing by test score would favour the baseline.
+        picks = losses.argmin(axis=0)
+        candidates = np.array([baselines[b][seed].scores for b in alive])
+        reference[i] = candidates[picks, np.arange(len(tasks))]
+        chosen[i] = [labels.index(alive[pick]) for pick in picks]
+    signs = np.array([1.0 if task.scorer.higher_is_better else -1.0 for task in tasks])
+    test_ratio = np.mean([np.divide(own[seed].test_rows, own[seed].train_rows) for seed in seeds], axis=0)
+    most = labels[int(np.bincount(chosen.ravel()).argmax())]
+    return Comparison(scores, reference, signs * (scores - reference), most, test_ratio)
+
+
+def _judge(label: str, tasks: Sequence[Task], paired: Comparison, confidence: float, has_failed: bool) -> list[Verdict]:
+    intervals = [paired_interval(paired.gains[:, t], paired.test_ratio[t], confidence) for t in range(len(tasks))]
+    corrected = holm([interval.p_value for interval in intervals])
+    verdicts = []
+    for t, (task, interval) in enumerate(zip(tasks, intervals, strict=True)):
+        # Seeds that failed are missing from the differences: what is left would flatter the recipe.
+        word = "undecided" if has_failed else verdict_word(interval, corrected[t], confidence)
+        low, high = _ends(interval)
+        mean_score, mean_reference = float(paired.scores[:, t].mean()), float(paired.baseline_scores[:, t].mean())
+        verdicts.append(
+            Verdict(
+                label, task.name, mean_score, paired.baseline, mean_reference, interval.mean,
+                low, high, interval.p_value, float(corrected[t]), word,
+            )
+        )  # fmt: skip
+    return verdicts
+
+
+def _summarise(
+    label: str, tasks: Sequence[Task], paired: Comparison | None, verdicts: Sequence[Verdict], units: Sequence[Unit],
+    confidence: float,
+) -> Summary:  # fmt: skip
+    words = [verdict.word for verdict in verdicts]
+    gain = low = high = None
+    if paired is not None and len({task.metric for task in tasks}) == 1 and tasks[0].scorer.unit_free:
+        overall = paired_interval(paired.gains.mean(axis=1), float(paired.test_ratio.mean()), confidence)
+        gain, (low, high) = overall.mean, _ends(overall)
+    finished = [unit for unit in units if not unit.error] or list(units)
+    return Summary(
+        recipe=label,
+        baseline="" if paired is None else paired.baseline,
+        helped=words.count("helped"),
+        hurt=words.count("hurt"),
+        undecided=words.count("undecided"),
+        gain=gain,
+        low=low,
+        high=high,
+        failed=tuple(unit.seed for unit in units if unit.error),
+        seconds=float(np.median([unit.seconds for unit in finished])),
+        steps=int(np.median([unit.steps for unit in finished])),
+        total_steps=int(np.median([unit.total_steps for unit in finished])),
+        peak_mb=float(np.median([unit.peak_mb for unit in finished])),
+    )
+
+
+def _ends(interval: Interval) -> tuple[float | None, float | None]:
+    return (interval.low, interval.high) if np.isfinite(interval.low) else (None, None)
+
+
+def as_json(entry: Verdict | Summary | RecipeInfo) -> dict[str, Any]:
+    """A JSON-able picture."""
+    return asdict(entry)

@@ -1,0 +1,277 @@
+"""One recipe fitted to all rows, to predict with: saved as safetensors and JSON, no pickle.
+
+Letters: K tasks, n rows, C classes of one task.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
+
+from taskloom.deep import NetFactory, NetPredictor
+from taskloom.study._files import check_folder, write_file
+from taskloom.study._unit import one_thread, score_tasks
+from taskloom.tasks import (
+    DataError,
+    FeatureEncoder,
+    Features,
+    ModelFileError,
+    Predictor,
+    Recipe,
+    TargetScaler,
+    Task,
+    TaskData,
+    get_predictor,
+    get_recipe,
+    read_rows,
+    split_rows,
+    unknown,
+)
+
+MODEL_FORMAT = "taskloom-model"
+MODEL_VERSION = 1
+SETTINGS_FILE, WEIGHTS_FILE = "model.json", "weights.safetensors"
+Array = NDArray[np.floating[Any]]
+
+
+@dataclass
+class Model:
+    """A fitted recipe with everything it needs to predict from a raw table.
+
+    Attributes:
+        recipe: label of the recipe.
+        settings: of the recipe, and what was chosen on validation.
+        tasks: the K tasks.
+        by: the column that names each row's task; empty for shared rows.
+        numeric_names: numeric columns.
+        categorical_names: categorical columns.
+        encoder: of the features.
+        scaler: of the targets.
+        predictor: the trained core.
+        validation_scores: K scores on validation rows, by task name. These rows chose the candidate and ended the training, so
+            the scores flatter: a study gives honest ones.
+    """
+
+    recipe: str
+    settings: dict[str, Any]
+    tasks: tuple[Task, ...]
+    by: str
+    numeric_names: tuple[str, ...]
+    categorical_names: tuple[str, ...]
+    encoder: FeatureEncoder
+    scaler: TargetScaler
+    predictor: Predictor
+    validation_scores: dict[str, float]
+
+    def predict_features(self, features: Features, tasks: Sequence[int]) -> list[Array]:
+        """Predictions of the asked tasks for all rows.
+
+        Returns:
+            For each task: values in its own unit (n,) for regression, probabilities of the second class (n,) for binary,
+            probabilities (n, C) for multiclass.
+        """
+        # On one thread sums come out in one order: the same bits in any process, however many cores it has.
+        with one_thread():
+            predictions = self.predictor.predict(self.encoder.transform(features), tasks)
+        return [
+            self.scaler.invert(values, t) if self.tasks[t].kind == "regression" else values
+            for t, values in zip(tasks, predictions, strict=True)
+        ]
+
+    def predict(self, source: Any) -> dict[str, list[Any]]:
+        """Predict the rows of a table, as columns of a new one.
+
+        Args:
+            source: a file or dataframe with the columns that the model was trained on.
+
+        Returns:
+            For shared rows: a column for each task (the value, or the most probable class), and `p(...)` columns with the
+            probabilities of classification tasks. For own rows: the same for each row's own task, in columns `task`,
+            `prediction` and `p(...)`.
+
+        Raises:
+            UnknownNameError: a column is missing, or a row belongs to a task that was not trained.
+            DataError: the source is not a table.
+        """
+        features, owners = read_rows(source, self.numeric_names, self.categorical_names, self.by)
+        if owners is None:
+            columns: dict[str, list[Any]] = {}
+            for t, values in enumerate(self.predict_features(features, range(len(self.tasks)))):
+                columns |= _named(values, self.tasks[t], self.tasks[t].name, f"{self.tasks[t].name}: ")
+            return columns
+        return self._predict_own(features, [str(owner) for owner in owners])
+
+    def _predict_own(self, features: Features, owners: list[str]) -> dict[str, list[Any]]:
+        index = {task.name: t for t, task in enumerate(self.tasks)}
+        stranger = next((owner for owner in owners if owner not in index), None)
+        if stranger is not None:
+            raise unknown(f"trained task (column `{self.by}`)", stranger, index)
+        columns: dict[str, list[Any]] = {"task": owners}
+        owner_of_row = np.array([index[owner] for owner in owners])
+        for t in np.unique(owner_of_row):
+            rows = np.flatnonzero(owner_of_row == t)
+            values = self.predict_features(features.take(rows), [int(t)])[0]
+            for name, column in _named(values, self.tasks[t], "prediction", "").items():
+                whole = columns.setdefault(name, [None] * len(owners))
+                for row, value in zip(rows, column, strict=True):
+                    whole[row] = value
+        return columns
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `model.json` and `weights.safetensors` into a folder.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        target = check_folder(Path(folder))
+        arrays, core = self.predictor.state()
+        encoder_arrays, encoder_settings = self.encoder.state()
+        everything = {f"predictor/{name}": array for name, array in arrays.items()}
+        everything |= {f"encoder/{name}": array for name, array in encoder_arrays.items()}
+        everything |= {"scaler/mean": self.scaler.mean, "scaler/scale": self.scaler.scale}
+        weights = save_arrays({name: np.ascontiguousarray(array) for name, array in everything.items()})
+        settings = {
+            "format": MODEL_FORMAT,
+            "version": MODEL_VERSION,
+            "weights_sha256": hashlib.sha256(weights).hexdigest(),
+            "recipe": self.recipe,
+            "settings": self.settings,
+            "tasks": [dataclasses.asdict(task) for task in self.tasks],
+            "by": self.by,
+            "numeric_names": self.numeric_names,
+            "categorical_names": self.categorical_names,
+            "encoder": encoder_settings,
+            "predictor": {"format": self.predictor.format, **core},
+            "validation_scores": self.validation_scores,
+        }
+        # The settings name the weights by their hash: a kill between the two files leaves a model that is refused, not a wrong one.
+        write_file(target / WEIGHTS_FILE, weights)
+        write_file(target / SETTINGS_FILE, json.dumps(settings, indent=1))
+        return target
+
+
+def fit_model(data: TaskData, recipe: str | Recipe = "joint", *, seed: int = 0, budget: int = 3) -> Model:
+    """Fit one recipe to all rows, a fifth of them held back to choose the candidate and to end the training.
+
+    Args:
+        data: the tasks.
+        recipe: name or object.
+        seed: of split and fit.
+        budget: candidates tried.
+
+    Raises:
+        UnknownNameError: no such recipe.
+        DataError: a task with too few rows.
+        FitError: every candidate diverged.
+
+    Example:
+        >>> from taskloom.tasks import load_diabetes_tasks
+        >>> model = fit_model(load_diabetes_tasks(), "ridge")
+        >>> sorted(model.validation_scores)[:2]
+        ['progression', 's1']
+    """
+    chosen = get_recipe(recipe)
+    data.check_labels()
+    split = split_rows(data, seed, (0.8, 0.2, 0.0))
+    train, validation = data.take(split.train), data.take(split.validation)
+    encoder, scaler = FeatureEncoder.fit(train.features), TargetScaler.fit(train)
+    train, validation = encoder.encode(train), encoder.encode(validation)
+    with one_thread():
+        fitted = chosen.fit(scaler.encode(train), scaler.encode(validation), seed=seed, budget=budget)
+        scores = score_tasks(validation, fitted.predictor.predict, scaler)
+    return Model(
+        recipe=chosen.label,
+        settings={**chosen.settings(), "seed": seed, "chosen": fitted.chosen},
+        tasks=data.tasks,
+        by=data.by,
+        numeric_names=data.features.numeric_names,
+        categorical_names=data.features.categorical_names,
+        encoder=encoder,
+        scaler=scaler,
+        predictor=fitted.predictor,
+        validation_scores={task.name: score for task, score in zip(data.tasks, scores, strict=True)},
+    )
+
+
+def load_model(folder: str | Path, *, net: NetFactory | None = None) -> Model:
+    """The model that `Model.save` wrote.
+
+    Args:
+        folder: that it was saved to.
+        net: the factory of its nets, where they were made by one of your own.
+
+    Raises:
+        ModelFileError: no model there, a damaged one, or one of another version.
+    """
+    settings, arrays = _read_files(Path(folder))
+    try:
+        tasks = tuple(Task(**{**task, "classes": tuple(task["classes"])}) for task in settings["tasks"])
+        core = settings["predictor"]
+        own = _under(arrays, "predictor/")
+        if net is None:
+            predictor = get_predictor(core["format"]).from_state(own, core, tasks)
+        else:
+            predictor = NetPredictor.from_factory(own, core, tasks, net)
+        return Model(
+            recipe=settings["recipe"],
+            settings=settings["settings"],
+            tasks=tasks,
+            by=settings["by"],
+            numeric_names=tuple(settings["numeric_names"]),
+            categorical_names=tuple(settings["categorical_names"]),
+            encoder=FeatureEncoder.from_state(_under(arrays, "encoder/"), settings["encoder"]),
+            scaler=TargetScaler(arrays["scaler/mean"], arrays["scaler/scale"]),
+            predictor=predictor,
+            validation_scores=settings["validation_scores"],
+        )
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ModelFileError(f"model in '{folder}': damaged ({type(error).__name__}: {error}); save it again") from error
+
+
+def _read_files(folder: Path) -> tuple[dict[str, Any], dict[str, Array]]:
+    try:
+        text, weights = (folder / SETTINGS_FILE).read_text(encoding="utf-8"), (folder / WEIGHTS_FILE).read_bytes()
+    except OSError as error:
+        raise ModelFileError(f"no model in '{folder}' ({error.strerror}: {error.filename}); give the folder of `--save`") from error
+    try:
+        settings = json.loads(text)
+        found = (settings.get("format"), settings.get("version"))
+    except (ValueError, AttributeError) as error:
+        raise ModelFileError(f"model in '{folder}': {SETTINGS_FILE} is damaged ({error}); save it again") from error
+    if found != (MODEL_FORMAT, MODEL_VERSION):
+        raise ModelFileError(
+            f"model in '{folder}' has format and version {found}; this taskloom reads {(MODEL_FORMAT, MODEL_VERSION)}: "
+            "fit it again, or use the taskloom that wrote it"
+        )
+    if hashlib.sha256(weights).hexdigest() != settings.get("weights_sha256"):
+        raise ModelFileError(f"model in '{folder}': {WEIGHTS_FILE} is damaged or of another model; save it again")
+    try:
+        return settings, load_arrays(weights)
+    except SafetensorError as error:
+        raise ModelFileError(f"model in '{folder}': {WEIGHTS_FILE} is damaged ({error}); save it again") from error
+
+
+def _under(arrays: dict[str, Array], prefix: str) -> dict[str, Array]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def _named(values: Array, task: Task, name: str, prefix: str) -> dict[str, list[Any]]:
+    """Predictions of one task as table columns."""
+    if task.kind == "regression":
+        return {name: values.tolist()}
+    if not np.isfinite(values).all():
+        raise DataError(f"task `{task.name}`: the model's probabilities are not finite; fit it again")
+    both = np.column_stack([1 - values, values]) if values.ndim == 1 else values
+    columns = {name: [task.classes[code] for code in both.argmax(axis=1)]}
+    return columns | {f"{prefix}p({value})": both[:, code].tolist() for code, value in enumerate(task.classes)}

@@ -1,0 +1,64 @@
+"""How a study is run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from taskloom.tasks import OptionError
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """Options of a study.
+
+    Attributes:
+        fractions: of training, validation and test rows in every split.
+        budget: candidates (learning rates, strengths) that every recipe may try on validation rows.
+        confidence: of the intervals, and one minus the error rate of the verdicts.
+        cache: folder of finished fits; True picks `TASKLOOM_CACHE`, else the user's cache folder; False keeps nothing.
+
+    Raises:
+        OptionError: a value outside of what it may be.
+    """
+
+    fractions: tuple[float, float, float] = (0.6, 0.2, 0.2)
+    budget: int = 3
+    confidence: float = 0.95
+    cache: bool | str | Path = True
+
+    def __post_init__(self) -> None:
+        if self.budget < 1:
+            raise OptionError(f"`budget`={self.budget}: every recipe needs at least 1 candidate")
+        if not 0.5 <= self.confidence < 1:
+            raise OptionError(f"`confidence`={self.confidence}: give a number from 0.5 to below 1")
+        if len(self.fractions) != 3 or min(self.fractions) <= 0:
+            raise OptionError(f"`fractions`={self.fractions!r}: a study needs training, validation and test rows")
+
+    def cache_folder(self) -> Path | None:
+        """Where finished fits are kept; None for nowhere."""
+        if self.cache is False:
+            return None
+        if self.cache is True:
+            return Path(os.environ.get("TASKLOOM_CACHE") or platformdirs.user_cache_path("taskloom"))
+        return Path(self.cache)
+
+
+def seed_list(seeds: int | Sequence[int]) -> list[int]:
+    """The seeds themselves: a number S stands for 0 ... S - 1.
+
+    Raises:
+        OptionError: no seed, a negative one, or one given twice.
+
+    Example:
+        >>> seed_list(3), seed_list([7, 9])
+        ([0, 1, 2], [7, 9])
+    """
+    found = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
+    if not found or min(found) < 0 or len(set(found)) < len(found):
+        raise OptionError(f"`seeds`={seeds!r}: give a number of at least 1, or different seeds of at least 0")
+    return found

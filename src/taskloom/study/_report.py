@@ -1,0 +1,83 @@
+"""The report: one HTML file with the verdict in words, the charts, the costs and the exact settings."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from taskloom.study._charts import curve_chart, gain_chart, to_html
+
+if TYPE_CHECKING:
+    from taskloom.study._study import Study
+
+_TEMPLATES = resources.files("taskloom.study") / "templates"
+
+
+def results_schema() -> dict[str, Any]:
+    """The JSON schema (draft 2020-12) of `results.json`.
+
+    Example:
+        >>> results_schema()["title"]
+        'Results of a taskloom study'
+    """
+    return json.loads((_TEMPLATES / "results.schema.json").read_text(encoding="utf-8"))
+
+
+def render_report(study: Study) -> str:
+    """The report as HTML that needs no other file and no network."""
+    # Text from tables (task names, column names) is escaped; only what plotly wrote is taken as it is.
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["signed"] = lambda value: f"{value:+.4f}"
+    environment.filters["marked"] = _code_marks
+    template = environment.from_string((_TEMPLATES / "report.html.j2").read_text(encoding="utf-8"))
+    words = study.words()
+    sections = [
+        {
+            "label": summary.recipe,
+            "summary": summary,
+            "info": next(info for info in study.recipes if info.label == summary.recipe),
+            "verdicts": study.verdicts_of(summary.recipe),
+            "chart": Markup(to_html(gain_chart(study, study.verdicts_of(summary.recipe)), f"gain-{number}")),  # noqa: S704
+        }
+        for number, summary in enumerate(study.summaries)
+        if study.verdicts_of(summary.recipe)
+    ]
+    curves = curve_chart(study)
+    return template.render(
+        study=study,
+        headline=words[0],
+        sentences=words[1:],
+        sections=sections,
+        scores=_score_rows(study),
+        curves=Markup(to_html(curves, "curves")) if curves.data else "",  # noqa: S704
+        plotly_js=Markup(get_plotlyjs()),  # noqa: S704
+        settings=json.dumps({"options": _options(study), "environment": study.environment}, indent=2),
+    )
+
+
+def _options(study: Study) -> dict[str, Any]:
+    return {"seeds": study.seeds} | study.to_json()["options"]
+
+
+def _score_rows(study: Study) -> list[dict[str, Any]]:
+    """Mean test score of every recipe on every task; the best is marked."""
+    scores = {info.label: [unit.scores for unit in study.units if unit.recipe == info.label and unit.scores] for info in study.recipes}
+    rows = []
+    for t, task in enumerate(study.tasks):
+        means = {label: sum(each[t] for each in found) / len(found) for label, found in scores.items() if found}
+        pick = max if task.scorer.higher_is_better else min
+        best = pick(means.values()) if means else None
+        cells = [(means.get(info.label), info.label in means and means[info.label] == best) for info in study.recipes]
+        rows.append({"task": task.name, "kind": task.kind, "metric": task.metric, "labels": study.data["labels"][t], "cells": cells})
+    return rows
+
+
+def _code_marks(text: str) -> Markup:
+    """Backticked names as code, everything else escaped."""
+    parts = text.split("`")
+    return Markup("").join(Markup("<code>{}</code>").format(part) if i % 2 else part for i, part in enumerate(parts))

@@ -1,0 +1,258 @@
+"""The study: recipes on the same splits and seeds, compared per task with single-task baselines.
+
+Letters: K tasks, S seeds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import joblib
+from rich.table import Table
+
+from taskloom.study._cache import UnitCache, environment
+from taskloom.study._compare import RecipeInfo, Summary, Verdict, compare
+from taskloom.study._files import write_file
+from taskloom.study._options import StudyOptions, seed_list
+from taskloom.study._progress import Progress, progress_bar
+from taskloom.study._unit import Unit, run_unit
+from taskloom.tasks import DataError, OptionError, Recipe, Task, TaskData, get_recipe, recipe_classes, split_rows
+
+RESULTS_FORMAT = "taskloom-study"
+RESULTS_VERSION = 1
+
+
+@dataclass
+class Study:
+    """The outcome of a study.
+
+    Attributes:
+        tasks: the K tasks.
+        data: what the data are, JSON-able.
+        recipes: what was trained.
+        seeds: S seeds.
+        options: how.
+        units: one for each recipe and seed.
+        environment: versions that the numbers depend on.
+    """
+
+    tasks: tuple[Task, ...]
+    data: dict[str, Any]
+    recipes: list[RecipeInfo]
+    seeds: list[int]
+    options: StudyOptions
+    units: list[Unit]
+    environment: dict[str, Any] = field(default_factory=environment)
+
+    @cached_property
+    def _compared(self) -> tuple[list[Verdict], list[Summary]]:
+        return compare(self.tasks, self.recipes, self.units, self.options.confidence)
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """One for each task and each recipe that is no baseline."""
+        return self._compared[0]
+
+    @property
+    def summaries(self) -> list[Summary]:
+        """One for each recipe."""
+        return self._compared[1]
+
+    def verdicts_of(self, recipe: str) -> list[Verdict]:
+        """The verdicts of one recipe, by its label, in the order of the tasks."""
+        return [verdict for verdict in self.verdicts if verdict.recipe == recipe]
+
+    def words(self) -> list[str]:
+        """The outcome in sentences: one overall, then one for each recipe that is no baseline."""
+        from taskloom.study._words import overall_sentence, recipe_sentence
+
+        errors = {unit.recipe: unit.error for unit in self.units if unit.error}
+        baselines = {info.label for info in self.recipes if info.is_baseline}
+        return [
+            overall_sentence(self.summaries, len(self.seeds)),
+            *(
+                recipe_sentence(summary, self.verdicts_of(summary.recipe), errors.get(summary.recipe, ""))
+                for summary in self.summaries
+                if summary.recipe not in baselines or summary.failed
+            ),
+        ]
+
+    def table(self, *, per_task: bool | None = None) -> Table:
+        """The outcome as a table for the terminal; print it with `rich`.
+
+        Args:
+            per_task: a row for each task and recipe, or one for each recipe; by default the first up to 40 rows.
+        """
+        from taskloom.study._tables import summary_table, verdict_table
+
+        detailed = len(self.verdicts) <= 40 if per_task is None else per_task
+        return verdict_table(self) if detailed and self.verdicts else summary_table(self)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, JSON-able, as `results.schema.json` describes it."""
+        options = {"fractions": list(self.options.fractions), "budget": self.options.budget}
+        return {
+            "format": RESULTS_FORMAT,
+            "version": RESULTS_VERSION,
+            "words": self.words(),
+            "data": self.data,
+            "tasks": [dataclasses.asdict(task) for task in self.tasks],
+            "recipes": [dataclasses.asdict(info) for info in self.recipes],
+            "seeds": self.seeds,
+            "options": options | {"confidence": self.options.confidence},
+            "environment": self.environment,
+            "summaries": [dataclasses.asdict(summary) for summary in self.summaries],
+            "verdicts": [dataclasses.asdict(verdict) for verdict in self.verdicts],
+            "units": [unit.to_json() for unit in self.units],
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Study:
+        """The study whose `to_json` this is.
+
+        Raises:
+            DataError: it is something else, or of another version.
+        """
+        if value.get("format") != RESULTS_FORMAT or value.get("version") != RESULTS_VERSION:
+            found = (value.get("format"), value.get("version"))
+            raise DataError(f"format and version are {found}; results of a study have {(RESULTS_FORMAT, RESULTS_VERSION)}")
+        tasks = tuple(Task(**{**task, "classes": tuple(task["classes"])}) for task in value["tasks"])
+        options = StudyOptions(**{**value["options"], "fractions": tuple(value["options"]["fractions"])})
+        recipes = [RecipeInfo(**info) for info in value["recipes"]]
+        units = [Unit.from_json(unit) for unit in value["units"]]
+        return cls(tasks, value["data"], recipes, value["seeds"], options, units, value["environment"])
+
+    def save_results(self, path: str | Path) -> Path:
+        """Write `results.json`.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        write_file(Path(path), json.dumps(self.to_json(), indent=1, allow_nan=False))
+        return Path(path)
+
+    def report(self, path: str | Path) -> Path:
+        """Write the report: one HTML file that needs nothing else.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        from taskloom.study._report import render_report
+
+        write_file(Path(path), render_report(self))
+        return Path(path)
+
+    def __repr__(self) -> str:
+        return "\n".join([f"Study of {len(self.tasks)} tasks, {len(self.recipes)} recipes, {len(self.seeds)} seeds", *self.words()])
+
+
+def study(
+    data: TaskData,
+    recipes: Sequence[str | Recipe] | None = None,
+    *,
+    seeds: int | Sequence[int] = 5,
+    n_jobs: int = 1,
+    options: StudyOptions | None = None,
+    progress: bool | Callable[[int, int, str], None] | None = None,
+) -> Study:
+    """Train every recipe on the same splits and say, task by task, who was helped and who was hurt.
+
+    For every seed the rows are split afresh (stratified per task), features and targets are encoded by the training rows, and
+    every recipe is fitted with the same budget of candidates chosen on validation rows. A recipe's gain on a task is its test
+    score minus that of the single-task baseline of its family (the best on validation, if there are several) on the same split.
+    The interval is the corrected resampled t-interval (Nadeau & Bengio 2003); verdicts are corrected for the number of tasks
+    (Holm 1979). Finished fits are kept on disk: a study that was interrupted goes on where it stopped, and a study with one more
+    recipe trains only that one.
+
+    Args:
+        data: the tasks.
+        recipes: names or recipe objects; default: all registered. The baselines of their families are added.
+        seeds: a number S (0 ... S - 1) or the seeds themselves; at least 3 for a verdict.
+        n_jobs: fits at once, as joblib counts them (-1: all cores). Any registered joblib backend serves, and the numbers are
+            the same for every `n_jobs`.
+        options: split, budget, confidence, cache.
+        progress: True or False for a bar on standard error, a function (done, total, what), or None: a bar on a terminal.
+
+    Raises:
+        OptionError, UnknownNameError: options that cannot be.
+        DataError: a task with too few rows for the split.
+        OutputError: the cache folder cannot be written.
+
+    Example:
+        >>> from taskloom.tasks import load_diabetes_tasks
+        >>> result = study(load_diabetes_tasks(), ["ridge"], seeds=3, options=StudyOptions(cache=False))
+        >>> [summary.recipe for summary in result.summaries]
+        ['ridge']
+    """
+    options, seeds = options or StudyOptions(), seed_list(seeds)
+    chosen = with_baselines([get_recipe(recipe) for recipe in (recipes if recipes is not None else recipe_classes())])
+    data.check_labels()
+    # A split that is impossible is found before anything is trained.
+    split_rows(data, seeds[0], options.fractions)
+    cache = UnitCache(options.cache_folder(), data.digest(), options)
+    wanted = [(recipe, seed) for seed in seeds for recipe in chosen]
+    units = {(recipe.label, seed): unit for recipe, seed in wanted if (unit := cache.get(recipe, seed)) is not None}
+    missing = [(recipe, seed) for recipe, seed in wanted if (recipe.label, seed) not in units]
+    with progress_bar(progress, len(wanted)) as show:
+        show(len(units), f"{len(units)} of {len(wanted)} fits were done before" if units else "training")
+        for unit in _run_all(data, missing, options, cache, n_jobs):
+            units[unit.recipe, unit.seed] = unit
+            show(len(units), f"{unit.recipe}, seed {unit.seed}")
+    ordered = [units[recipe.label, seed] for recipe, seed in wanted]
+    return Study(data.tasks, describe(data), [RecipeInfo.of(recipe) for recipe in chosen], seeds, options, ordered)
+
+
+def with_baselines(recipes: Sequence[Recipe]) -> list[Recipe]:
+    """The recipes, preceded by the default baselines of families that have none among them.
+
+    Raises:
+        OptionError: none, or two of one label.
+    """
+    if not recipes:
+        raise OptionError("`recipes` is empty; name at least one")
+    covered = {recipe.family for recipe in recipes if recipe.is_baseline}
+    needed = dict.fromkeys(recipe.family for recipe in recipes if recipe.family not in covered)
+    defaults = [cls() for family in needed for cls in recipe_classes().values() if cls.is_baseline and cls.family == family]
+    everything = [*defaults, *recipes]
+    labels = [recipe.label for recipe in everything]
+    repeated = next((label for label in labels if labels.count(label) > 1), None)
+    if repeated is not None:
+        raise OptionError(f"`recipes`: two are labelled `{repeated}`; give one a `title` of its own")
+    return sorted(everything, key=lambda recipe: not recipe.is_baseline)
+
+
+def describe(data: TaskData) -> dict[str, Any]:
+    """What a report says of the data."""
+    return {
+        "n_rows": data.n_rows,
+        "n_columns": data.features.n_columns,
+        "shape": "shared rows" if data.is_shared else "own rows",
+        "by": data.by,
+        "labels": [len(data.rows(t)) for t in range(data.n_tasks)],
+        "notes": list(data.notes),
+        "digest": data.digest(),
+    }
+
+
+def _run_all(
+    data: TaskData, missing: Sequence[tuple[Recipe, int]], options: StudyOptions, cache: UnitCache, n_jobs: int
+) -> Iterator[Unit]:
+    if n_jobs == 1:
+        for recipe, seed in missing:
+            yield _run_and_keep(data, recipe, seed, options, cache)
+        return
+    jobs = (joblib.delayed(_run_and_keep)(data, recipe, seed, options, cache) for recipe, seed in missing)
+    yield from joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered")(jobs)
+
+
+def _run_and_keep(data: TaskData, recipe: Recipe, seed: int, options: StudyOptions, cache: UnitCache) -> Unit:
+    # Kept by the worker itself: a study killed at any moment loses only the fits under way.
+    unit = run_unit(data, recipe, seed, options)
+    cache.put(recipe, unit)
+    return unit

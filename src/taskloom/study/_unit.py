@@ -1,0 +1,171 @@
+"""One unit of a study: one recipe on one split, trained and scored.
+
+Letters: K tasks.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from threadpoolctl import threadpool_limits
+
+from taskloom.study._options import StudyOptions
+from taskloom.tasks import Curve, FeatureEncoder, FitError, Recipe, TargetScaler, TaskData, split_rows
+
+Clock = Callable[[], float]
+
+
+@dataclass
+class Unit:
+    """What one recipe reached on one split.
+
+    Attributes:
+        recipe: the recipe's label.
+        seed: of split and fit.
+        scores: K test scores, in each task's own metric; empty where the fit failed.
+        validation_loss: K validation losses of the chosen model.
+        train_rows: K numbers of labelled training rows.
+        test_rows: K numbers of labelled test rows.
+        chosen: what was chosen on validation.
+        steps: optimizer steps of the chosen model.
+        total_steps: optimizer steps of all candidates.
+        seconds: wall time of the fit, all candidates included.
+        peak_mb: rise of the process's memory while fitting, in MiB.
+        curves: validation losses while training.
+        notes: of the fit.
+        error: why the fit failed; empty where it did not.
+    """
+
+    recipe: str
+    seed: int
+    scores: list[float]
+    validation_loss: list[float]
+    train_rows: list[int]
+    test_rows: list[int]
+    chosen: dict[str, Any] = field(default_factory=dict)
+    steps: int = 0
+    total_steps: int = 0
+    seconds: float = 0.0
+    peak_mb: float = 0.0
+    curves: list[Curve] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    error: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able, NaN-free; `from_json` takes it back."""
+        return asdict(self) | {"curves": [asdict(curve) for curve in self.curves]}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Unit:
+        """The unit whose `to_json` this is."""
+        curves = [Curve(c["name"], tuple(c["steps"]), tuple(c["losses"])) for c in value["curves"]]
+        return cls(**{**value, "curves": curves})
+
+
+def run_unit(data: TaskData, recipe: Recipe, seed: int, options: StudyOptions, clock: Clock = time.perf_counter) -> Unit:
+    """Split, encode, fit and score.
+
+    Numbers follow from data, recipe, seed and options alone: one thread is used, however many units run at once.
+
+    Raises:
+        DataError: a task with too few rows for the split.
+    """
+    split = split_rows(data, seed, options.fractions)
+    parts = [data.take(rows) for rows in (split.train, split.validation, split.test)]
+    encoder, scaler = FeatureEncoder.fit(parts[0].features), TargetScaler.fit(parts[0])
+    train, validation, test = (encoder.encode(part) for part in parts)
+    unit = Unit(
+        recipe=recipe.label,
+        seed=seed,
+        scores=[],
+        validation_loss=[],
+        train_rows=[len(train.rows(t)) for t in range(data.n_tasks)],
+        test_rows=[len(test.rows(t)) for t in range(data.n_tasks)],
+    )
+    with one_thread(), _peak_memory() as peak:
+        start = clock()
+        try:
+            fitted = recipe.fit(scaler.encode(train), scaler.encode(validation), seed=seed, budget=options.budget)
+        except FitError as error:
+            unit.error = str(error)
+            return unit
+        unit.seconds = clock() - start
+    unit.peak_mb = peak()
+    with one_thread():
+        unit.scores = score_tasks(test, fitted.predictor.predict, scaler)
+    if not np.isfinite(unit.scores).all():
+        unit.scores, unit.error = [], "the model's predictions gave a score that is not finite"
+    unit.validation_loss = [float(loss) for loss in fitted.validation_loss]
+    unit.chosen, unit.steps, unit.total_steps = fitted.chosen, fitted.steps, fitted.total_steps
+    unit.curves = [_finite_part(curve) for curve in fitted.curves]
+    unit.notes = fitted.notes
+    return unit
+
+
+def score_tasks(data: TaskData, predict: Callable[..., list[Any]], scaler: TargetScaler) -> list[float]:
+    """The score of every task on its labelled rows, in its own unit.
+
+    Args:
+        data: encoded, with targets in their own unit.
+        predict: of a `Predictor`.
+        scaler: that the predictor's targets were standardised with.
+    """
+    if data.is_shared:
+        everything = predict(data.X, range(data.n_tasks))
+        predictions = [everything[t][data.rows(t)] for t in range(data.n_tasks)]
+    else:
+        predictions = [predict(data.X[data.rows(t)], [t])[0] for t in range(data.n_tasks)]
+    scores = []
+    for t, task in enumerate(data.tasks):
+        values = scaler.invert(predictions[t], t) if task.kind == "regression" else predictions[t]
+        scores.append(task.scorer.score(data.labels(t), values) if np.isfinite(values).all() else float("nan"))
+    return scores
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread for BLAS and torch inside: sums come out in one order, and units side by side do not crowd each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(limits=1):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _peak_memory(every: float = 0.02) -> Iterator[Callable[[], float]]:
+    """Watch this process's memory from a thread; the function it gives tells the highest rise in MiB."""
+    process = psutil.Process()
+    before = highest = process.memory_info().rss
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal highest
+        while not done.wait(every):
+            highest = max(highest, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield lambda: round((highest - before) / 2**20, 1)
+    finally:
+        highest = max(highest, process.memory_info().rss)
+        done.set()
+        watcher.join()
+
+
+def _finite_part(curve: Curve) -> Curve:
+    """JSON has no NaN: a curve ends where it stops being finite."""
+    bad = np.flatnonzero(~np.isfinite(curve.losses))
+    stop = int(bad[0]) if len(bad) else len(curve.losses)
+    return Curve(curve.name, curve.steps[:stop], tuple(float(f"{loss:.6g}") for loss in curve.losses[:stop]))

@@ -1,0 +1,78 @@
+"""The outcome of a study in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from taskloom.study._compare import Summary, Verdict
+from taskloom.study._verdict import LEAST_SEEDS
+
+
+def _count(number: int, total: int) -> str:
+    return "none" if number == 0 else f"all {total}" if number == total else str(number)
+
+
+def recipe_sentence(summary: Summary, verdicts: Sequence[Verdict], error: str = "") -> str:
+    """What a recipe did to the tasks, in one sentence or two.
+
+    Args:
+        summary: of the recipe.
+        verdicts: of the recipe.
+        error: why it failed, where it did.
+
+    Example:
+        >>> one = Verdict("joint", "a", 0.9, "single", 0.8, 0.1, 0.05, 0.15, 0.01, 0.01, "helped")
+        >>> recipe_sentence(Summary("joint", "single", 1, 0, 0, 0.1, 0.05, 0.15, (), 1.0, 10, 30, 5.0), [one])
+        '`joint` against `single`: helped all 1, hurt none. Mean gain +0.1000 [+0.0500, +0.1500].'
+    """
+    if summary.failed and not verdicts:
+        return f"`{summary.recipe}` gave no model: {error}."
+    total = len(verdicts)
+    text = f"`{summary.recipe}` against `{summary.baseline}`: helped {_count(summary.helped, total)}, hurt "
+    hurt = [verdict.task for verdict in verdicts if verdict.word == "hurt"]
+    text += _count(summary.hurt, total) + (f" ({', '.join(hurt[:5])}{', ...' if len(hurt) > 5 else ''})" if hurt else "")
+    text += f", {summary.undecided} of {total} undecided." if summary.undecided else "."
+    if summary.gain is not None:
+        text += f" Mean gain {summary.gain:+.4f}" + _interval(summary.low, summary.high) + "."
+    if summary.failed:
+        text += f" It gave no model on seed {', '.join(map(str, summary.failed))} ({error}), so nothing is decided."
+    return text
+
+
+def overall_sentence(summaries: Sequence[Summary], n_seeds: int) -> str:
+    """The first line of a report: was anyone hurt, and what is worth using."""
+    compared = [summary for summary in summaries if summary.baseline]
+    if not compared:
+        return "Only single-task baselines were trained: there is nothing to compare yet."
+    if n_seeds < LEAST_SEEDS:
+        return f"{n_seeds} seed{'s' if n_seeds > 1 else ''} cannot tell helped from lucky: use at least {LEAST_SEEDS}, better 10."
+    safe = [summary for summary in compared if summary.helped and not summary.hurt and not summary.failed]
+    if safe:
+        best = max(safe, key=lambda summary: (summary.helped, summary.gain or 0.0))
+        tail = "and no task was shown to be hurt"
+        return f"Learning together pays here: `{best.recipe}` helped {best.helped} of {_total(best)} tasks, {tail}."
+    harmful = [summary for summary in compared if summary.hurt]
+    if harmful:
+        worst = max(harmful, key=lambda summary: summary.hurt)
+        mixed = "" if not worst.helped else f", though it helped {worst.helped}"
+        return f"Learning together has a price here: `{worst.recipe}` hurt {worst.hurt} of {_total(worst)} tasks{mixed}."
+    return _on_average([summary for summary in compared if not summary.failed])
+
+
+def _on_average(compared: Sequence[Summary]) -> str:
+    """What can be said where no single task is decided."""
+    for sign, word in ((1, "helps"), (-1, "hurts")):
+        decided = [s for s in compared if s.low is not None and s.high is not None and min(sign * s.low, sign * s.high) > 0]
+        if decided:
+            most = max(decided, key=lambda summary: sign * (summary.gain or 0.0))
+            who = f"`{most.recipe}` {word} on average over the tasks"
+            return f"{who}; no single task is decided by itself."
+    return "No recipe is shown to help or to hurt any task; the intervals say how large an effect may still hide."
+
+
+def _total(summary: Summary) -> int:
+    return summary.helped + summary.hurt + summary.undecided
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f" [{low:+.4f}, {high:+.4f}]"

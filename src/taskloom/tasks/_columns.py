@@ -1,0 +1,102 @@
+"""One column of a frame turned into numbers, strings or labels.
+
+Letters: n rows, C classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import narwhals.stable.v2 as nw
+import numpy as np
+from numpy.typing import NDArray
+
+from taskloom.tasks._errors import DataError
+
+Series = nw.Series[Any]
+MAX_CLASSES = 200
+_SECONDS_A_DAY = 86_400.0
+
+
+def is_numeric(column: Series) -> bool:
+    """Whether a column holds numbers, truth values or dates (read as days)."""
+    return column.dtype.is_numeric() or column.dtype == nw.Boolean or column.dtype.is_temporal()
+
+
+def numbers(column: Series) -> NDArray[np.float64]:
+    """A column as (n,) floats with NaN for missing; dates become days since 1970.
+
+    Raises:
+        DataError: it holds something that is not a number.
+    """
+    if column.dtype in (nw.Date, nw.Datetime):
+        column = column.cast(nw.Datetime("us")).dt.timestamp("us").cast(nw.Float64) / (1e6 * _SECONDS_A_DAY)
+    elif not is_numeric(column) or column.dtype.is_temporal():
+        column = _parsed(column)
+    return column.cast(nw.Float64).fill_null(float("nan")).to_numpy().astype(np.float64)
+
+
+def strings(column: Series) -> NDArray[np.object_]:
+    """A column as (n,) strings with None for missing."""
+    values = column.to_list()
+    return np.array([None if _is_missing(value) else str(plain(value)) for value in values], dtype=object)
+
+
+def plain(value: Any) -> Any:
+    """A value as a plain bool, int, float or string; whole floats become ints, so that 1 and 1.0 are one label."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, bool | int | float) else str(value)
+
+
+def labels(column: Series) -> list[Any]:
+    """A column as n plain values with None for missing."""
+    return [None if _is_missing(value) else plain(value) for value in column.to_list()]
+
+
+def infer_kind(values: list[Any]) -> str:
+    """The kind of task that labels suggest.
+
+    Two distinct values make a binary task; more make a regression task if they are numbers, else a multiclass task.
+
+    Example:
+        >>> infer_kind([0, 1, None]), infer_kind([1.5, 2.5, 3.5]), infer_kind(["a", "b", "c"])
+        ('binary', 'regression', 'multiclass')
+    """
+    distinct = {value for value in values if value is not None}
+    if len(distinct) == 2:
+        return "binary"
+    is_number = all(isinstance(value, int | float) for value in distinct)
+    return "regression" if is_number else "multiclass"
+
+
+def classes_of(values: list[Any], name: str) -> tuple[Any, ...]:
+    """The distinct labels in order: numbers by size, then strings.
+
+    Raises:
+        DataError: so many that they cannot be class labels.
+    """
+    distinct = {value for value in values if value is not None}
+    if len(distinct) > MAX_CLASSES:
+        raise DataError(f"target `{name}` has {len(distinct)} distinct values; at most {MAX_CLASSES} can be class labels")
+    return tuple(sorted(distinct, key=lambda value: (isinstance(value, str), value)))
+
+
+def codes(values: list[Any], classes: tuple[Any, ...]) -> NDArray[np.float64]:
+    """Class codes (n,) with NaN for missing."""
+    code = {value: float(c) for c, value in enumerate(classes)}
+    return np.array([np.nan if value is None else code[value] for value in values])
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and np.isnan(value))
+
+
+def _parsed(column: Series) -> Series:
+    try:
+        return column.cast(nw.String).cast(nw.Float64)
+    # Each dataframe library behind narwhals raises its own class here.
+    except Exception as error:
+        raise DataError(f"column `{column.name}` holds values that are not numbers") from error

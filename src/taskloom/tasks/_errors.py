@@ -1,0 +1,65 @@
+"""Errors a user can cause, and the search for the name that was probably meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TaskloomError(ValueError):
+    """Base of every error that bad input causes; the message names the parameter, the value and the remedy."""
+
+
+class DataError(TaskloomError):
+    """The table, the arrays or the labels cannot be used as they are."""
+
+
+class OptionError(TaskloomError):
+    """An option has a value outside of what it may be."""
+
+
+class UnknownNameError(TaskloomError):
+    """A name (of a recipe, a column, a metric, a task) that does not exist."""
+
+
+class ModelFileError(TaskloomError):
+    """A saved model that is missing, damaged or of another format version."""
+
+
+class OutputError(TaskloomError):
+    """A folder or file that cannot be written."""
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str:
+    """Say which of the known names was probably meant, else list them.
+
+    Args:
+        name: what was asked for.
+        known: the names that exist.
+
+    Returns:
+        A sentence to append to an error message.
+
+    Example:
+        >>> nearest_name("rigde", ["ridge", "joint"])
+        'did you mean `ridge`?'
+        >>> nearest_name("zzz", ["ridge", "joint"])
+        'known: `ridge`, `joint`.'
+    """
+    names = [str(option) for option in known]
+    lowered = {option.lower(): option for option in names}
+    close = difflib.get_close_matches(str(name).lower(), lowered, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean `{lowered[close[0]]}`?"
+    shown = ", ".join(f"`{option}`" for option in names[:12])
+    return f"known: {shown}{', ...' if len(names) > 12 else '.'}"
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> UnknownNameError:
+    """The error for an unknown name, with the nearest known one.
+
+    Example:
+        >>> str(unknown("recipe", "jiont", ["joint", "single"]))
+        'no recipe named `jiont`; did you mean `joint`?'
+    """
+    return UnknownNameError(f"no {what} named `{name}`; {nearest_name(name, known)}")

@@ -1,0 +1,223 @@
+"""The protocol that every way to train keeps, and the registry of recipes by name.
+
+Letters: K tasks, n rows, C classes of one task.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taskloom.tasks._data import TaskData
+from taskloom.tasks._errors import UnknownNameError, unknown
+from taskloom.tasks._task import Task
+
+Array = NDArray[np.floating[Any]]
+Family = Literal["linear", "deep", "sites"]
+
+
+class Predictor(ABC):
+    """What a recipe leaves behind: a model of K tasks on encoded features and standardised targets.
+
+    A subclass sets `format`, the name that a saved model finds it by, and passes it to `register_predictor`.
+    """
+
+    format: ClassVar[str]
+
+    @abstractmethod
+    def predict(self, X: Array, tasks: Sequence[int]) -> list[Array]:
+        """Predictions of the asked tasks for all rows of X.
+
+        Args:
+            X: (n, d) encoded features.
+            tasks: indices of tasks.
+
+        Returns:
+            For each asked task: values (n,) for regression, probabilities of the second class (n,) for binary,
+            probabilities (n, C) for multiclass.
+        """
+
+    @abstractmethod
+    def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
+        """Named arrays and JSON-able settings from which `from_state` makes an equal predictor."""
+
+    @classmethod
+    @abstractmethod
+    def from_state(cls, arrays: dict[str, Array], settings: dict[str, Any], tasks: Sequence[Task]) -> Self:
+        """The predictor whose `state` this is."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A validation loss over optimizer steps.
+
+    Attributes:
+        name: whose it is, for example a task.
+        steps: optimizer steps done at each point.
+        losses: validation loss at each point.
+    """
+
+    name: str
+    steps: tuple[int, ...]
+    losses: tuple[float, ...]
+
+
+@dataclass
+class RecipeFit:
+    """The outcome of one fit.
+
+    Attributes:
+        predictor: the chosen model.
+        chosen: what was chosen on validation, JSON-able: `{"learning_rate": 0.003}`; a list has one entry a task.
+        validation_loss: (K,) of the chosen model.
+        steps: optimizer steps of the chosen model (of all K nets together where each task has its own); 0 for a solver
+            without steps.
+        total_steps: optimizer steps of all candidates.
+        curves: validation loss while training, of the chosen model.
+        notes: anything the reader of a report must know, in sentences.
+    """
+
+    predictor: Predictor
+    chosen: dict[str, Any]
+    validation_loss: Array
+    steps: int = 0
+    total_steps: int = 0
+    curves: list[Curve] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+class Recipe(ABC):
+    """A named way to train K tasks.
+
+    Subclasses are frozen dataclasses: their fields are the settings, and the settings are part of what a cached result
+    is found by. `CONTRIBUTING.md` shows how to write one.
+
+    Class attributes:
+        name: what `--recipes` and `study(recipes=)` know it by.
+        summary: one line on what it does.
+        paper: where it comes from.
+        family: recipes are compared with the single-task baseline of their own family.
+        is_baseline: whether it trains each task alone.
+        revision: raised when the same settings give other numbers than before.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    paper: ClassVar[str] = ""
+    family: ClassVar[Family]
+    is_baseline: ClassVar[bool] = False
+    revision: ClassVar[int] = 1
+
+    @abstractmethod
+    def fit(self, train: TaskData, validation: TaskData, *, seed: int, budget: int = 4) -> RecipeFit:
+        """Train, choosing among `budget` candidates on validation rows.
+
+        Args:
+            train: encoded training rows: `X` is (n, d) finite numbers, regression targets are standardised.
+            validation: encoded validation rows.
+            seed: everything random follows from it.
+            budget: candidates (learning rates, strengths) that may be tried; the same for all recipes of a study.
+
+        Raises:
+            FitError: every candidate diverged.
+        """
+
+    @property
+    def label(self) -> str:
+        """The name under which a study reports it; a field `title`, where a recipe has one, comes first."""
+        return getattr(self, "title", "") or self.name
+
+    def settings(self) -> dict[str, Any]:
+        """Name, revision and every field, JSON-able and exact enough to tell two recipes apart."""
+        fields = dataclasses.fields(self) if dataclasses.is_dataclass(self) else ()
+        plain = {f.name: _plain(getattr(self, f.name)) for f in fields if f.name != "title"}
+        return {"recipe": f"{type(self).__module__}.{type(self).__qualname__}", "revision": self.revision, **plain}
+
+
+class FitError(RuntimeError):
+    """A fit that could not give a model: it says why and what to change."""
+
+
+R = TypeVar("R", bound=Recipe)
+P = TypeVar("P", bound=Predictor)
+_RECIPES: dict[str, type[Recipe]] = {}
+_PREDICTORS: dict[str, type[Predictor]] = {}
+
+
+def register_recipe(recipe: type[R]) -> type[R]:
+    """Make a recipe known by its name; use it as a class decorator.
+
+    Raises:
+        UnknownNameError: another class has that name.
+    """
+    if _RECIPES.get(recipe.name, recipe).__qualname__ != recipe.__qualname__:
+        raise UnknownNameError(f"`name`={recipe.name!r}: a recipe of that name exists ({_RECIPES[recipe.name]!r}); choose another")
+    _RECIPES[recipe.name] = recipe
+    return recipe
+
+
+def register_predictor(predictor: type[P]) -> type[P]:
+    """Make a predictor known by its format, so that saved models load; use it as a class decorator."""
+    _PREDICTORS[predictor.format] = predictor
+    return predictor
+
+
+def get_recipe(recipe: str | Recipe) -> Recipe:
+    """The recipe of that name with its default settings; a recipe object is given back.
+
+    Raises:
+        UnknownNameError: no recipe has that name; the nearest one is named.
+    """
+    if isinstance(recipe, Recipe):
+        return recipe
+    if recipe not in _RECIPES:
+        raise unknown("recipe", recipe, _RECIPES)
+    return _RECIPES[recipe]()
+
+
+def recipe_classes() -> dict[str, type[Recipe]]:
+    """All registered recipes by name."""
+    return dict(_RECIPES)
+
+
+def get_predictor(format_name: str) -> type[Predictor]:
+    """The predictor class that wrote a saved model.
+
+    Raises:
+        UnknownNameError: none has that format.
+    """
+    if format_name not in _PREDICTORS:
+        raise unknown("model format", format_name, _PREDICTORS)
+    return _PREDICTORS[format_name]
+
+
+def _plain(value: Any) -> Any:
+    """A JSON-able picture of a setting; functions and classes are told apart by their source."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Callable):
+        return _source_name(value)
+    return repr(value)
+
+
+def _source_name(function: Callable[..., Any]) -> str:
+    try:
+        source = inspect.getsource(function)
+    except (OSError, TypeError):
+        source = ""
+    name = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', repr(function))}"
+    return f"{name}#{hashlib.sha256(source.encode()).hexdigest()[:12]}"
