@@ -1,8 +1,8 @@
 """taskloom learns many related prediction tasks together, wherever their data live, and proves that none got worse.
 
-The front door: read data with `read_table`, compare recipes with `study`, keep a model with `fit_model`. The rooms behind it are
-`taskloom.tasks` (what a task is), `taskloom.linear` (linear models), `taskloom.deep` (nets) and `taskloom.study` (comparison, report,
-saved models).
+The front door: read data with `read_table`, compare recipes with `study`, keep a model with `fit_model`. The rooms behind it
+are `taskloom.tasks` (what a task is), `taskloom.linear` (linear models), `taskloom.deep` (nets) and `taskloom.study`
+(comparison, report, saved models).
 
 Example:
     >>> import taskloom as tl

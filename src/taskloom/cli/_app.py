@@ -150,7 +150,9 @@ def recipes(json: opt.Json = False) -> None:
         print_recipes(found)
 
 
-def _table_options(kind: str | None, metric: str | None, drop: str | None, skip_tasks: str | None, impute: bool) -> TableOptions:
+def _table_options(
+    kind: str | None, metric: str | None, drop: str | None, skip_tasks: str | None, impute: bool
+) -> TableOptions:
     from taskloom.tasks import TableOptions
 
     return TableOptions(kind, metric, opt.split_names(drop), opt.split_names(skip_tasks), impute)

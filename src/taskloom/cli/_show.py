@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ USER_ERROR, FIT_ERROR = 2, 1
 
 
 @contextmanager
-def user_errors() -> Iterator[None]:
+def user_errors() -> Generator[None]:
     """Bad input ends a command with one sentence on standard error and exit code 2; a failed fit with exit code 1."""
     from taskloom.tasks import FitError, TaskloomError
 

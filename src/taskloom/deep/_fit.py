@@ -5,7 +5,7 @@ Letters: K tasks, G learning rates tried side by side, M = G K nets, d features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -24,7 +23,7 @@ from taskloom.deep._nets import NetFactory, OwnRowsNet, SharedRowsNet, check_out
 from taskloom.deep._options import FitOptions
 from taskloom.deep._stacked import StackedNets
 from taskloom.deep._update import SumStep, UpdateStep
-from taskloom.tasks import Curve, FitError, Task, TaskData
+from taskloom.tasks import Array, Curve, FitError, Task, TaskData
 
 DEFAULT_RATE = 1e-3
 DEFAULT_RATE = 1e-3
@@ -44,7 +43,7 @@ class NetFit:
     """
 
     net: nn.Module
-    validation_loss: NDArray[np.float64]
+    validation_loss: Array
     steps: int
     curve: Curve
     failed: bool = False
@@ -122,7 +121,7 @@ class SingleFits:
 
     nets: list[nn.Module]
     rates: list[float]
-    validation_loss: NDArray[np.float64]
+    validation_loss: Array
     steps: int
     total_steps: int
     curve: Curve
@@ -267,8 +266,8 @@ def _dtype(options: FitOptions) -> torch.dtype:
 
 
 @contextmanager
-def _own_randomness(seed: int) -> Iterator[None]:
-    """torch's generator seeded inside, and as it was before outside."""
+def _own_randomness(seed: int) -> Generator[None]:
+    """Torch's generator seeded inside, and as it was before outside."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -185,4 +185,4 @@ def make_fabric(options: FitOptions) -> Fabric:
     # It takes as long to import as torch itself, and whoever only predicts does not need it.
     from lightning_fabric import Fabric
 
-    return Fabric(accelerator=options.accelerator, devices=1, precision=options.precision)  # type: ignore[arg-type]
+    return Fabric(accelerator=options.accelerator, devices=1, precision=cast("Any", options.precision))

@@ -80,8 +80,10 @@ class OutputColumns:
         self.slices = [slice(start, start + width) for start, width in zip(starts, widths, strict=True)]
         self.total = sum(widths)
         self.is_simple = max(widths) == 1
-        self.index = torch.tensor([[s + min(c, w - 1) for c in range(max(widths))] for s, w in zip(starts, widths, strict=True)])
-        self.is_padding = torch.tensor([[c >= w and w > 1 for c in range(max(widths))] for w in widths])
+        self.index = torch.tensor(
+            [[s + min(c, w - 1) for c in range(max(widths))] for s, w in zip(starts, widths, strict=True)]
+        )
+        self.is_padding = torch.tensor([[c >= w > 1 for c in range(max(widths))] for w in widths])
 
     def by_task(self, outputs: Tensor) -> Tensor:
         """Outputs (B, D) of shared rows as (K, B, C); classes that a task does not have get a logit of -inf."""

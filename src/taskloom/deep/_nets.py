@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ NetFactory = Callable[[tuple[int, ...], Sequence[Task]], nn.Module]
 class SharedBottom(nn.Module):
     """An MLP encoder shared by all tasks, and a linear head for each.
 
-    Hard parameter sharing (Caruana 1997, section 2.1). Deviation: ReLU and Adam-era initialisation (torch's) in place of sigmoids.
+    Hard parameter sharing (Caruana 1997, section 2.1). Deviation: ReLU and torch's initialisation in place of sigmoids.
 
     Args:
         n_features: d.
@@ -39,9 +40,7 @@ class SharedBottom(nn.Module):
         torch.Size([5, 4])
     """
 
-    def __init__(
-        self, n_features: int, tasks: Sequence[Task], hidden: Sequence[int] = (64, 64), dropout: float = 0.0
-    ) -> None:
+    def __init__(self, n_features: int, tasks: Sequence[Task], hidden: Sequence[int] = (64, 64), dropout: float = 0.0) -> None:
         super().__init__()
         if any(width < 1 for width in hidden):
             raise OptionError(f"`hidden`={tuple(hidden)!r}: every width must be at least 1")
@@ -49,7 +48,7 @@ class SharedBottom(nn.Module):
             raise OptionError(f"`dropout`={dropout}: give a share from 0 to below 1")
         widths = [n_features, *hidden]
         layers: list[nn.Module] = []
-        for width_in, width_out in zip(widths[:-1], widths[1:], strict=True):
+        for width_in, width_out in pairwise(widths):
             layers += [nn.Linear(width_in, width_out), nn.ReLU(), *([nn.Dropout(dropout)] if dropout else [])]
         self.encoder = nn.Sequential(*layers)
         self.heads = nn.ModuleList(nn.Linear(widths[-1], task.n_outputs) for task in tasks)

@@ -8,16 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from taskloom.deep._losses import OutputColumns
 from taskloom.deep._nets import MLP, NetFactory
-from taskloom.tasks import ModelFileError, Predictor, Task, register_predictor
+from taskloom.tasks import Array, ModelFileError, Predictor, Task, register_predictor
 
-Array = NDArray[np.floating[Any]]
 _ROWS_AT_ONCE = 1 << 14
 
 
@@ -49,7 +46,9 @@ class NetPredictor(Predictor):
     def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
         """The nets' weights, and the settings of the factory where it is taskloom's own."""
         arrays = {f"{i}/{name}": value.numpy() for i, net in enumerate(self.nets) for name, value in net.state_dict().items()}
-        own = {"hidden": list(self.make_net.hidden), "dropout": self.make_net.dropout} if isinstance(self.make_net, MLP) else None
+        own = (
+            {"hidden": list(self.make_net.hidden), "dropout": self.make_net.dropout} if isinstance(self.make_net, MLP) else None
+        )
         return arrays, {"mlp": own, "shape": list(self.shape), "joint": self.is_joint}
 
     @classmethod

@@ -9,12 +9,9 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import expit, softmax
 
-from taskloom.tasks import Predictor, Task, register_predictor
-
-Array = NDArray[np.float64]
+from taskloom.tasks import Array, Predictor, Task, register_predictor
 
 
 @register_predictor
@@ -34,19 +31,17 @@ class LinearPredictor(Predictor):
         self.intercepts = list(intercepts)
         self.kinds = [task.kind for task in tasks]
 
-    def predict(self, X: NDArray[np.floating[Any]], tasks: Sequence[int]) -> list[Array]:
+    def predict(self, X: Array, tasks: Sequence[int]) -> list[Array]:
         """Values for regression, probabilities for classification: see `Predictor.predict`."""
         return [_link(X @ self.coefficients[t] + self.intercepts[t], self.kinds[t]) for t in tasks]
 
-    def state(self) -> tuple[dict[str, NDArray[np.floating[Any]]], dict[str, Any]]:
+    def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
         """All tasks' columns side by side, so that a file holds two arrays however many tasks there are."""
         arrays = {"coefficients": np.hstack(self.coefficients), "intercepts": np.concatenate(self.intercepts)}
         return arrays, {"widths": [len(intercept) for intercept in self.intercepts]}
 
     @classmethod
-    def from_state(
-        cls, arrays: dict[str, NDArray[np.floating[Any]]], settings: dict[str, Any], tasks: Sequence[Task]
-    ) -> Self:
+    def from_state(cls, arrays: dict[str, Array], settings: dict[str, Any], tasks: Sequence[Task]) -> Self:
         """The predictor whose `state` this is."""
         ends = np.cumsum(settings["widths"])[:-1]
         # Contiguous in the layout of training, so that the product runs the same BLAS path and gives the same bits.

@@ -9,13 +9,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from taskloom.linear._predictor import LinearPredictor
-from taskloom.tasks import Family, OptionError, Recipe, RecipeFit, TaskData, get_metric, register_recipe
-
-Array = NDArray[np.float64]
+from taskloom.tasks import Array, Family, OptionError, Recipe, RecipeFit, TaskData, get_metric, register_recipe
 
 
 @register_recipe
@@ -56,7 +53,7 @@ class RidgeRecipe(Recipe):
         if not 0 < self.weakest <= self.strongest < np.inf:
             raise OptionError(f"`weakest`={self.weakest}, `strongest`={self.strongest}: need 0 < weakest <= strongest")
 
-    def fit(self, train: TaskData, validation: TaskData, *, seed: int, budget: int = 4) -> RecipeFit:
+    def fit(self, train: TaskData, validation: TaskData, *, seed: int, budget: int = 4) -> RecipeFit:  # noqa: ARG002
         """Fit every task at every strength; nothing here is random, so `seed` changes nothing."""
         grid = strengths(self.weakest, self.strongest, budget)
         best = [_fit_task(train, validation, t, grid) for t in range(train.n_tasks)]

@@ -2,8 +2,8 @@
 
 `study` trains every recipe on the same splits and seeds with the same budget and says, task by task, who was helped and who was
 hurt by learning together, against the single-task baseline of the recipe's family. Its `Study` prints as a table, and writes
-`report.html` (one file that needs nothing else) and `results.json` (described by `results_schema`). `fit_model` fits one recipe to all
-rows; the `Model` is saved as safetensors and JSON and loaded with `load_model`.
+`report.html` (one file that needs nothing else) and `results.json` (described by `results_schema`). `fit_model` fits one recipe
+to all rows; the `Model` is saved as safetensors and JSON and loaded with `load_model`.
 """
 
 import sys

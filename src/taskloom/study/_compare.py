@@ -10,13 +10,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from taskloom.study._unit import Unit
 from taskloom.study._verdict import Interval, holm, paired_interval, verdict_word
-from taskloom.tasks import Recipe, Task
-
-Array = NDArray[np.float64]
+from taskloom.tasks import Array, Recipe, Task
 
 
 @dataclass(frozen=True)
@@ -128,7 +125,9 @@ def compare(
         own = by_recipe[info.label]
         baselines = {b.label: by_recipe[b.label] for b in recipes if b.is_baseline and b.family == info.family}
         paired = None if info.is_baseline else _pair(tasks, own, baselines)
-        found = [] if paired is None else _judge(info.label, tasks, paired, confidence, any(unit.error for unit in own.values()))
+        found = (
+            [] if paired is None else _judge(info.label, tasks, paired, confidence, any(unit.error for unit in own.values()))
+        )
         verdicts += found
         summaries.append(_summarise(info.label, tasks, paired, found, list(own.values()), confidence))
     return verdicts, summaries

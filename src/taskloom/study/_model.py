@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
@@ -23,6 +22,7 @@ from taskloom.deep import NetFactory, NetPredictor
 from taskloom.study._files import check_folder, write_file
 from taskloom.study._unit import one_thread, score_tasks
 from taskloom.tasks import (
+    Array,
     DataError,
     FeatureEncoder,
     Features,
@@ -42,7 +42,6 @@ from taskloom.tasks import (
 MODEL_FORMAT = "taskloom-model"
 MODEL_VERSION = 1
 SETTINGS_FILE, WEIGHTS_FILE = "model.json", "weights.safetensors"
-Array = NDArray[np.floating[Any]]
 
 
 @dataclass
@@ -155,7 +154,7 @@ class Model:
             "predictor": {"format": self.predictor.format, **core},
             "validation_scores": self.validation_scores,
         }
-        # The settings name the weights by their hash: a kill between the two files leaves a model that is refused, not a wrong one.
+        # The settings name the weights by their hash: after a kill between the two files the model is refused, not wrong.
         write_file(target / WEIGHTS_FILE, weights)
         write_file(target / SETTINGS_FILE, json.dumps(settings, indent=1))
         return target
@@ -216,7 +215,7 @@ def load_model(folder: str | Path, *, net: NetFactory | None = None) -> Model:
     """
     settings, arrays = _read_files(Path(folder))
     try:
-        tasks = tuple(Task(**{**task, "classes": tuple(task["classes"])}) for task in settings["tasks"])
+        tasks = tuple(Task.from_json(task) for task in settings["tasks"])
         core = settings["predictor"]
         own = _under(arrays, "predictor/")
         if net is None:
@@ -243,7 +242,9 @@ def _read_files(folder: Path) -> tuple[dict[str, Any], dict[str, Array]]:
     try:
         text, weights = (folder / SETTINGS_FILE).read_text(encoding="utf-8"), (folder / WEIGHTS_FILE).read_bytes()
     except OSError as error:
-        raise ModelFileError(f"no model in '{folder}' ({error.strerror}: {error.filename}); give the folder of `--save`") from error
+        raise ModelFileError(
+            f"no model in '{folder}' ({error.strerror}: {error.filename}); give the folder of `--save`"
+        ) from error
     try:
         settings = json.loads(text)
         found = (settings.get("format"), settings.get("version"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -15,11 +15,11 @@ Progress = bool | Callable[[int, int, str], None] | None
 
 
 @contextmanager
-def progress_bar(progress: Progress, total: int) -> Iterator[Show]:
+def progress_bar(progress: Progress, total: int) -> Generator[Show]:
     """A function (done, what) to call as work gets done.
 
     Args:
-        progress: True or False; a function (done, total, what) that is called instead; None: a bar if standard error is a terminal.
+        progress: True or False; a function (done, total, what) to call instead; None: a bar on a terminal.
         total: units of work.
     """
     if callable(progress):

@@ -66,14 +66,18 @@ def _options(study: Study) -> dict[str, Any]:
 
 def _score_rows(study: Study) -> list[dict[str, Any]]:
     """Mean test score of every recipe on every task; the best is marked."""
-    scores = {info.label: [unit.scores for unit in study.units if unit.recipe == info.label and unit.scores] for info in study.recipes}
+    scores = {
+        info.label: [unit.scores for unit in study.units if unit.recipe == info.label and unit.scores] for info in study.recipes
+    }
     rows = []
     for t, task in enumerate(study.tasks):
         means = {label: sum(each[t] for each in found) / len(found) for label, found in scores.items() if found}
         pick = max if task.scorer.higher_is_better else min
         best = pick(means.values()) if means else None
         cells = [(means.get(info.label), info.label in means and means[info.label] == best) for info in study.recipes]
-        rows.append({"task": task.name, "kind": task.kind, "metric": task.metric, "labels": study.data["labels"][t], "cells": cells})
+        rows.append(
+            {"task": task.name, "kind": task.kind, "metric": task.metric, "labels": study.data["labels"][t], "cells": cells}
+        )
     return rows
 
 

@@ -20,7 +20,7 @@ from taskloom.study._cache import UnitCache, environment
 from taskloom.study._compare import RecipeInfo, Summary, Verdict, compare
 from taskloom.study._files import write_file
 from taskloom.study._options import StudyOptions, seed_list
-from taskloom.study._progress import Progress, progress_bar
+from taskloom.study._progress import progress_bar
 from taskloom.study._unit import Unit, run_unit
 from taskloom.tasks import DataError, OptionError, Recipe, Task, TaskData, get_recipe, recipe_classes, split_rows
 
@@ -122,8 +122,9 @@ class Study:
         if value.get("format") != RESULTS_FORMAT or value.get("version") != RESULTS_VERSION:
             found = (value.get("format"), value.get("version"))
             raise DataError(f"format and version are {found}; results of a study have {(RESULTS_FORMAT, RESULTS_VERSION)}")
-        tasks = tuple(Task(**{**task, "classes": tuple(task["classes"])}) for task in value["tasks"])
-        options = StudyOptions(**{**value["options"], "fractions": tuple(value["options"]["fractions"])})
+        tasks = tuple(Task.from_json(task) for task in value["tasks"])
+        how = value["options"]
+        options = StudyOptions(tuple(how["fractions"]), how["budget"], how["confidence"])
         recipes = [RecipeInfo(**info) for info in value["recipes"]]
         units = [Unit.from_json(unit) for unit in value["units"]]
         return cls(tasks, value["data"], recipes, value["seeds"], options, units, value["environment"])
@@ -149,7 +150,9 @@ class Study:
         return Path(path)
 
     def __repr__(self) -> str:
-        return "\n".join([f"Study of {len(self.tasks)} tasks, {len(self.recipes)} recipes, {len(self.seeds)} seeds", *self.words()])
+        return "\n".join(
+            [f"Study of {len(self.tasks)} tasks, {len(self.recipes)} recipes, {len(self.seeds)} seeds", *self.words()]
+        )
 
 
 def study(
@@ -167,8 +170,8 @@ def study(
     every recipe is fitted with the same budget of candidates chosen on validation rows. A recipe's gain on a task is its test
     score minus that of the single-task baseline of its family (the best on validation, if there are several) on the same split.
     The interval is the corrected resampled t-interval (Nadeau & Bengio 2003); verdicts are corrected for the number of tasks
-    (Holm 1979). Finished fits are kept on disk: a study that was interrupted goes on where it stopped, and a study with one more
-    recipe trains only that one.
+    (Holm 1979). Finished fits are kept on disk: a study that was interrupted goes on where it stopped, and a study with one
+    more recipe trains only that one.
 
     Args:
         data: the tasks.

@@ -17,7 +17,9 @@ _STYLE = {"helped": "bold green", "hurt": "bold red", "undecided": "dim"}
 def verdict_table(study: Study) -> Table:
     """One row for each task and recipe."""
     metrics = dict.fromkeys(task.metric for task in study.tasks)
-    table = Table(title=f"Verdict per task (metric: {', '.join(metrics)})", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=f"Verdict per task (metric: {', '.join(metrics)})", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
     table.add_column("recipe", no_wrap=True)
     table.add_column("task", overflow="fold")
     for name in ("single", "score", "gain", f"{100 * study.options.confidence:g} % interval"):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -66,8 +66,9 @@ class Unit:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Unit:
         """The unit whose `to_json` this is."""
-        curves = [Curve(c["name"], tuple(c["steps"]), tuple(c["losses"])) for c in value["curves"]]
-        return cls(**{**value, "curves": curves})
+        unit = cls(**value)
+        unit.curves = [Curve(c["name"], tuple(c["steps"]), tuple(c["losses"])) for c in value["curves"]]
+        return unit
 
 
 def run_unit(data: TaskData, recipe: Recipe, seed: int, options: StudyOptions, clock: Clock = time.perf_counter) -> Unit:
@@ -131,7 +132,7 @@ def score_tasks(data: TaskData, predict: Callable[..., list[Any]], scaler: Targe
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def one_thread() -> Generator[None]:
     """One thread for BLAS and torch inside: sums come out in one order, and units side by side do not crowd each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -143,7 +144,7 @@ def one_thread() -> Iterator[None]:
 
 
 @contextmanager
-def _peak_memory(every: float = 0.02) -> Iterator[Callable[[], float]]:
+def _peak_memory(every: float = 0.02) -> Generator[Callable[[], float]]:
     """Watch this process's memory from a thread; the function it gives tells the highest rise in MiB."""
     process = psutil.Process()
     before = highest = process.memory_info().rss

@@ -4,7 +4,7 @@ Letters: S seeds, K tasks, g_s the paired difference (gain) at seed s.
 
 Every seed draws another split of the same rows, so the S differences share most of their training rows and are correlated. The
 plain paired t-test takes them for independent and finds differences where there are none. Here the variance of the mean is
-(1/S + n_test / n_train) s^2 in place of s^2 / S (Nadeau & Bengio 2003, section 3, the corrected resampled t-test). The correction is an
+(1/S + n_test / n_train) s^2 in place of s^2 / S (Nadeau & Bengio 2003, the corrected resampled t-test). The correction is an
 approximation, exact only under the paper's assumption that the correlation equals n_test / (n_test + n_train).
 """
 
@@ -13,10 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import stats
 
-Array = NDArray[np.float64]
+from taskloom.tasks import Array
+
 LEAST_SEEDS = 3
 
 

@@ -45,7 +45,9 @@ def overall_sentence(summaries: Sequence[Summary], n_seeds: int) -> str:
     if not compared:
         return "Only single-task baselines were trained: there is nothing to compare yet."
     if n_seeds < LEAST_SEEDS:
-        return f"{n_seeds} seed{'s' if n_seeds > 1 else ''} cannot tell helped from lucky: use at least {LEAST_SEEDS}, better 10."
+        return (
+            f"{n_seeds} seed{'s' if n_seeds > 1 else ''} cannot tell helped from lucky: use at least {LEAST_SEEDS}, better 10."
+        )
     safe = [summary for summary in compared if summary.helped and not summary.hurt and not summary.failed]
     if safe:
         best = max(safe, key=lambda summary: (summary.helped, summary.gain or 0.0))

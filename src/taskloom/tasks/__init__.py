@@ -12,6 +12,7 @@ numbers that a `Recipe` learns from. A recipe is registered by name with `regist
 Letters, here and everywhere: K tasks, t or k one task, n rows, d features.
 """
 
+from taskloom.tasks._arrays import Array
 from taskloom.tasks._builtin import load_diabetes_tasks, load_digits_tasks
 from taskloom.tasks._data import TaskData
 from taskloom.tasks._encode import FeatureEncoder, TargetScaler, check_finite
@@ -44,10 +45,11 @@ from taskloom.tasks._table import TableOptions, read_rows, read_table
 from taskloom.tasks._task import Task
 
 __all__ = [
+    "Array",
     "Curve",
     "DataError",
-    "FeatureEncoder",
     "Family",
+    "FeatureEncoder",
     "Features",
     "FitError",
     "Metric",

@@ -11,6 +11,7 @@ import narwhals.stable.v2 as nw
 import numpy as np
 from numpy.typing import NDArray
 
+from taskloom.tasks._arrays import Array
 from taskloom.tasks._errors import DataError
 
 Series = nw.Series[Any]
@@ -23,7 +24,7 @@ def is_numeric(column: Series) -> bool:
     return column.dtype.is_numeric() or column.dtype == nw.Boolean or column.dtype.is_temporal()
 
 
-def numbers(column: Series) -> NDArray[np.float64]:
+def numbers(column: Series) -> Array:
     """A column as (n,) floats with NaN for missing; dates become days since 1970.
 
     Raises:
@@ -84,7 +85,7 @@ def classes_of(values: list[Any], name: str) -> tuple[Any, ...]:
     return tuple(sorted(distinct, key=lambda value: (isinstance(value, str), value)))
 
 
-def codes(values: list[Any], classes: tuple[Any, ...]) -> NDArray[np.float64]:
+def codes(values: list[Any], classes: tuple[Any, ...]) -> Array:
     """Class codes (n,) with NaN for missing."""
     code = {value: float(c) for c, value in enumerate(classes)}
     return np.array([np.nan if value is None else code[value] for value in values])

@@ -9,16 +9,14 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from taskloom.tasks._arrays import Array, Rows
 from taskloom.tasks._errors import DataError
 from taskloom.tasks._features import Features
 from taskloom.tasks._task import Task, check_task_names
-
-Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class TaskData:
 
     tasks: tuple[Task, ...]
     features: Features
-    y: NDArray[np.float64]
+    y: Array
     task_of_row: Rows | None = None
     by: str = ""
     notes: tuple[str, ...] = ()
@@ -121,7 +119,7 @@ class TaskData:
         return len(self.features)
 
     @property
-    def X(self) -> NDArray[np.floating[Any]]:
+    def X(self) -> Array:  # noqa: N802
         """Features as one array of numbers, (n, d) or (n, ...).
 
         Raises:
@@ -143,7 +141,7 @@ class TaskData:
         """Indices of the rows where task t has a label, ascending."""
         return self._rows_of_task[t]
 
-    def labels(self, t: int) -> NDArray[np.float64]:
+    def labels(self, t: int) -> Array:
         """Labels of task t at `rows(t)`."""
         return self.y[self.rows(t)] if self.task_of_row is not None else self.y[self.rows(t), t]
 
@@ -186,7 +184,7 @@ class TaskData:
         return f"TaskData({self.n_tasks} {kinds} tasks, {shape}, {self.n_rows} rows x {self.features.n_columns} features)"
 
 
-def _as_floats(X: ArrayLike) -> NDArray[np.floating[Any]]:
+def _as_floats(X: ArrayLike) -> Array:
     array = np.asarray(X)
     return array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)
 

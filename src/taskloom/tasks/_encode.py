@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.preprocessing import OneHotEncoder
 
+from taskloom.tasks._arrays import Array
 from taskloom.tasks._data import TaskData
 from taskloom.tasks._errors import DataError
 from taskloom.tasks._features import Features
@@ -19,7 +20,6 @@ from taskloom.tasks._features import Features
 MAX_CATEGORIES = 32
 MISSING = "(missing)"
 OTHER = "(other)"
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from taskloom.tasks._arrays import Array
 from taskloom.tasks._errors import DataError
 
 
@@ -29,7 +29,7 @@ class Features:
         DataError: parts of different lengths, or names that do not fit.
     """
 
-    numeric: NDArray[np.floating[Any]]
+    numeric: Array
     numeric_names: tuple[str, ...] = ()
     categorical: NDArray[np.object_] = field(default_factory=lambda: np.empty((0, 0), dtype=object))
     categorical_names: tuple[str, ...] = ()

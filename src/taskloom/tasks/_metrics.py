@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn import metrics as sk
 
+from taskloom.tasks._arrays import Array
 from taskloom.tasks._errors import unknown
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
+from taskloom.tasks._arrays import Array
 from taskloom.tasks._data import TaskData
 from taskloom.tasks._errors import UnknownNameError, unknown
 from taskloom.tasks._task import Task
 
-Array = NDArray[np.floating[Any]]
 Family = Literal["linear", "deep", "sites"]
 
 
@@ -159,7 +156,9 @@ def register_recipe(recipe: type[R]) -> type[R]:
         UnknownNameError: another class has that name.
     """
     if _RECIPES.get(recipe.name, recipe).__qualname__ != recipe.__qualname__:
-        raise UnknownNameError(f"`name`={recipe.name!r}: a recipe of that name exists ({_RECIPES[recipe.name]!r}); choose another")
+        raise UnknownNameError(
+            f"`name`={recipe.name!r}: a recipe of that name exists ({_RECIPES[recipe.name]!r}); choose another"
+        )
     _RECIPES[recipe.name] = recipe
     return recipe
 

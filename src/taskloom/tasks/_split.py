@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from taskloom.tasks._arrays import Array, Rows
 from taskloom.tasks._data import TaskData
 from taskloom.tasks._errors import DataError, OptionError
 
-Rows = NDArray[np.int64]
 PART_NAMES = ("train", "validation", "test")
 
 
@@ -72,7 +72,7 @@ def _strata(data: TaskData) -> list[tuple[Rows, int]]:
     return strata
 
 
-def _counts(n: int, shares: NDArray[np.float64], least: int) -> NDArray[np.int64]:
+def _counts(n: int, shares: Array, least: int) -> NDArray[np.int64]:
     """Split n into whole parts: each part with a share gets at least `least` if n allows, remainders go by size."""
     counts = np.floor(n * shares + 1e-9).astype(np.int64)
     counts[shares > 0] = np.maximum(counts[shares > 0], least)
@@ -86,14 +86,14 @@ def _counts(n: int, shares: NDArray[np.float64], least: int) -> NDArray[np.int64
     return counts
 
 
-def _deal_own(data: TaskData, shares: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:
+def _deal_own(data: TaskData, shares: Array, rng: np.random.Generator) -> NDArray[np.int64]:
     part = np.full(data.n_rows, -1)
     for rows, least in _strata(data):
         part[rng.permutation(rows)] = np.repeat(np.arange(3), _counts(len(rows), shares, least))
     return part
 
 
-def _deal_shared(data: TaskData, shares: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:
+def _deal_shared(data: TaskData, shares: Array, rng: np.random.Generator) -> NDArray[np.int64]:
     part = np.full(data.n_rows, -1)
     strata = [(rows, least) for rows, least in _strata(data) if len(rows) < data.n_rows]
     if strata:
@@ -104,7 +104,7 @@ def _deal_shared(data: TaskData, shares: NDArray[np.float64], rng: np.random.Gen
 
 
 def _iterative_stratification(
-    part: NDArray[np.int64], strata: list[tuple[Rows, int]], shares: NDArray[np.float64], rng: np.random.Generator
+    part: NDArray[np.int64], strata: list[tuple[Rows, int]], shares: Array, rng: np.random.Generator
 ) -> None:
     """Fill `part` for every row of the strata: rarest stratum first, each row to the part that lacks it most."""
     member = np.zeros((len(part), len(strata)), dtype=bool)
@@ -131,7 +131,7 @@ def _least_rows(kind: str) -> int:
     return 2 if kind == "regression" else 1
 
 
-def _check_enough(data: TaskData, shares: NDArray[np.float64]) -> None:
+def _check_enough(data: TaskData, shares: Array) -> None:
     parts = int((shares > 0).sum())
     for t, task in enumerate(data.tasks):
         labels, need = data.labels(t), parts * _least_rows(task.kind)
@@ -148,14 +148,14 @@ def _check_enough(data: TaskData, shares: NDArray[np.float64]) -> None:
                 )
 
 
-def _check_parts(data: TaskData, split: Split, shares: NDArray[np.float64]) -> None:
+def _check_parts(data: TaskData, split: Split, shares: Array) -> None:
     for name, rows, share in zip(PART_NAMES, (split.train, split.validation, split.test), shares, strict=True):
         if not share:
             continue
         part = data.take(rows)
         for t, task in enumerate(data.tasks):
             labels = part.labels(t)
-            groups = [labels == c for c in range(len(task.classes))] if task.classes else [labels == labels]
+            groups = [labels == c for c in range(len(task.classes))] if task.classes else [np.ones(len(labels), dtype=bool)]
             if min(int(group.sum()) for group in groups) < _least_rows(task.kind):
                 raise DataError(
                     f"task `{task.name}` has too few labelled rows for the {name} part (share {share:g}); "

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskloom.tasks import _columns as columns
+from taskloom.tasks._arrays import Array
 from taskloom.tasks._data import TaskData
 from taskloom.tasks._encode import check_finite
 from taskloom.tasks._errors import DataError, OptionError, nearest_name, unknown
@@ -141,7 +142,9 @@ def _features(frame: Frame, taken: set[str]) -> tuple[Features, list[str]]:
         values = columns.strings(frame[name])
         distinct = len(set(values) - {None})
         if distinct > 0.5 * len(values) and distinct > columns.MAX_CLASSES:
-            notes.append(f"column `{name}` was left out: {distinct} different texts in {len(values)} rows say nothing of new rows")
+            notes.append(
+                f"column `{name}` was left out: {distinct} different texts in {len(values)} rows say nothing of new rows"
+            )
         else:
             categorical.append(name)
     if not numeric and not categorical:
@@ -182,7 +185,7 @@ def _task_maker(values: list[Any], name: str, options: TableOptions) -> Task:
     return Task(name, kind, columns.classes_of(values, name), metric=metric)
 
 
-def _coded(values: list[Any], task: Task) -> NDArray[np.float64]:
+def _coded(values: list[Any], task: Task) -> Array:
     if task.classes:
         return columns.codes(values, task.classes)
     return np.array([np.nan if value is None else float(value) for value in values])

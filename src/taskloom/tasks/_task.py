@@ -55,6 +55,11 @@ class Task:
                 f"use one for that kind, for example {DEFAULT_METRIC[self.kind]!r}"
             )
 
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Task:
+        """The task whose fields these are, as `dataclasses.asdict` gives them and JSON brings them back."""
+        return cls(value["name"], value["kind"], tuple(value["classes"]), value["loss"], value["metric"])
+
     def _check_classes(self) -> None:
         default = {"regression": (), "binary": (0, 1)}.get(self.kind)
         if not self.classes and default is not None:
