@@ -97,7 +97,7 @@ def fit(
     wrapper = wrapper.to(_dtype(options))
     rate = options.learning_rate or DEFAULT_RATE
     module, optimizer = fabric.setup(wrapper, _adam(fabric, [{"params": list(wrapper.parameters()), "lr": rate}]))
-    with _own_randomness(seed):
+    with _session(seed, _dtype(options)):
         loop = FitLoop(module, update(optimizer, fabric), _joint_feed(*tensors, options, seed), options)
         loop.run(Path(checkpoint) if checkpoint is not None else None)
     wrapper.load_state_dict(loop.best)
@@ -198,7 +198,7 @@ def _fit_group(
     options, seed = how
     train, validation = (_only(part, chosen) for part in parts)
     fabric = make_fabric(options)
-    with _own_randomness(seed):
+    with _session(seed, _dtype(options)):
         shape = train.X.shape[1:]
         # Each net's weights follow from the seed and its own task alone, however many are trained beside it.
         nets = [new_net(make_net, shape, [train.tasks[k]], seed, t) for _ in rates for k, t in enumerate(chosen)]
@@ -230,7 +230,7 @@ def _fit_group(
 
 def new_net(make_net: NetFactory, shape: tuple[int, ...], tasks: Sequence[Task], *seed: int) -> nn.Module:
     """A net whose initial weights follow from the seed alone; torch's generator is left as it was."""
-    with _own_randomness(int(np.random.SeedSequence(seed).generate_state(1)[0])):
+    with _session(int(np.random.SeedSequence(seed).generate_state(1)[0]), torch.float32):
         return make_net(shape, tasks)
 
 
@@ -266,11 +266,17 @@ def _dtype(options: FitOptions) -> torch.dtype:
 
 
 @contextmanager
-def _own_randomness(seed: int) -> Generator[None]:
-    """Torch's generator seeded inside, and as it was before outside."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
+def _session(seed: int, dtype: torch.dtype) -> Generator[None]:
+    """torch's generator and default type set inside, and as they were before outside."""
+    before = torch.get_default_dtype()
+    # Fabric gives outputs in the default type: with 64-bit weights they would come back rounded to 32 bits.
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _mean_curve(loop: FitLoop) -> Curve:

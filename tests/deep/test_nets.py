@@ -1,0 +1,96 @@
+import pytest
+import torch
+from torch import nn
+
+from taskloom.deep import MLP, FitOptions, SharedBottom, StackedNets
+from taskloom.deep._nets import OwnRowsNet, check_outputs
+from taskloom.deep._stacked import keep_better
+from taskloom.tasks import OptionError, Task, TaskloomError
+
+REGRESSIONS = [Task(f"t{t}") for t in range(4)]
+MIXED = [Task("a"), Task("b", "multiclass", classes=(0, 1, 2)), Task("c", "binary")]
+
+
+@pytest.mark.parametrize("tasks", [REGRESSIONS, MIXED, REGRESSIONS[:1]])
+def test_all_heads_in_one_product_equal_each_head_alone(tasks):
+    net = SharedBottom(6, tasks, hidden=(8, 5)).double()
+    x = torch.randn(7, 6, dtype=torch.float64)
+    alone = torch.cat([head(net.encoder(x)) for head in net.heads], dim=1)
+    torch.testing.assert_close(net(x), alone)
+
+
+@pytest.mark.parametrize("tasks", [REGRESSIONS, MIXED])
+def test_own_rows_equal_the_plain_net_on_each_tasks_rows(tasks):
+    net = SharedBottom(6, tasks, hidden=(8,)).double()
+    x = torch.randn(len(tasks), 9, 6, dtype=torch.float64)
+    outputs = OwnRowsNet(net, tasks)(x)
+    start = 0
+    for t, task in enumerate(tasks):
+        torch.testing.assert_close(outputs[t, :, : task.n_outputs], net(x[t])[:, start : start + task.n_outputs])
+        start += task.n_outputs
+
+
+def _nets(n, dropout=0.0):
+    return [SharedBottom(5, REGRESSIONS[:1], hidden=(6,), dropout=dropout) for _ in range(n)]
+
+
+@pytest.mark.parametrize("n_groups", [1, 2, 6])
+def test_stacked_nets_equal_each_net_alone(n_groups):
+    nets = _nets(6)
+    stacked, x = StackedNets(nets, n_groups), torch.randn(6, 4, 5)
+    torch.testing.assert_close(stacked(x), torch.stack([net(rows) for net, rows in zip(nets, x, strict=True)]))
+    stacked(x).square().sum().backward()
+    for m, net in enumerate(nets):
+        net(x[m]).square().sum().backward()
+        gradient = stacked.groups[m // (6 // n_groups)][0].grad
+        torch.testing.assert_close(gradient[m % (6 // n_groups)], net.encoder[0].weight.grad)
+        state = stacked.net_state(stacked.state_dict(), m)
+        assert all(torch.equal(state[name], value) for name, value in net.state_dict().items())
+
+
+def test_stacked_nets_keep_running_statistics_apart():
+    nets = [nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)) for _ in range(3)]
+    stacked, x = StackedNets(nets).train(), torch.randn(3, 20, 3)
+    stacked(x)
+    for m, net in enumerate(nets):
+        net.train()(x[m])
+        state = stacked.net_state(stacked.state_dict(), m)
+        for name, value in net.state_dict().items():
+            torch.testing.assert_close(state[name], value)
+
+
+def test_dropout_differs_between_nets_and_rests_in_evaluation():
+    stacked = StackedNets([*_nets(1, dropout=0.5)] * 2)
+    x = torch.randn(1, 50, 5).expand(2, -1, -1)
+    outputs = stacked.train()(x)
+    assert not torch.equal(outputs[0], outputs[1])
+    outputs = stacked.eval()(x)
+    assert torch.equal(outputs[0], outputs[1])
+
+
+def test_only_what_improved_is_kept():
+    stacked = StackedNets(_nets(4), n_groups=2)
+    best = {name: torch.zeros_like(value) for name, value in stacked.state_dict().items()}
+    current = {name: torch.ones_like(value) for name, value in stacked.state_dict().items()}
+    keep_better(best, current, torch.tensor([False, True, True, False]))
+    kept = [stacked.net_state(best, m)["encoder.0.weight"].mean().item() for m in range(4)]
+    assert kept == [0, 1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: SharedBottom(3, REGRESSIONS, hidden=(0,)), "every width must be at least 1"),
+        (lambda: SharedBottom(3, REGRESSIONS, dropout=1.0), "from 0 to below 1"),
+        (lambda: MLP()((1, 8, 8), REGRESSIONS), "give a net of your own"),
+        (lambda: check_outputs(nn.Linear(3, 5), (3,), REGRESSIONS), "must give \\(2, 4\\)"),
+        (lambda: FitOptions(max_steps=0), "`max_steps`=0"),
+        (lambda: FitOptions(learning_rate=-1.0), "`learning_rate`=-1.0"),
+        (lambda: FitOptions(learning_rates=(1e-2, 1e-3)), "give the least first"),
+        (lambda: FitOptions(precision="bf16"), "no precision named `bf16`"),
+    ],
+)
+def test_bad_options_are_refused(call, message):
+    with pytest.raises(TaskloomError, match=message):
+        call()
+    assert issubclass(OptionError, ValueError)
