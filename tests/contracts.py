@@ -6,7 +6,7 @@ import torch
 
 
 class ResumeContract:
-    """Run n steps, save, load into a fresh object, run on: equal to no stop, to the bit. And the same seed gives the same bits."""
+    """Run n steps, save, load into a fresh object, run on: equal to no stop, to the bit; same seed, same bits."""
 
     steps = 8
 

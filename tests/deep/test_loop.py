@@ -3,6 +3,8 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from tests.conftest import encoded_parts
+from tests.contracts import ResumeContract, assert_same
 from torch import nn
 
 from taskloom.deep import MLP, FitOptions, SharedBottom, SumStep, fit, fit_singles
@@ -11,8 +13,6 @@ from taskloom.deep._fit import _joint_feed, new_net
 from taskloom.deep._loop import FitLoop, make_fabric
 from taskloom.deep._nets import OwnRowsNet, SharedRowsNet
 from taskloom.tasks import FitError, ModelFileError, OptionError, TaskData, load_diabetes_tasks
-from tests.contracts import ResumeContract, assert_same
-from tests.conftest import encoded_parts
 
 FAST = FitOptions(max_steps=60, validate_every=5, batch_size=16, accelerator="cpu", learning_rate=3e-3)
 

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
+from tests.conftest import encoded_parts
 
 from taskloom.deep import MLP, FitOptions, JointRecipe, NetPredictor, SingleRecipe
 from taskloom.tasks import FitError, ModelFileError, TableOptions, Task, read_table
-from tests.conftest import encoded_parts
 
 FAST = FitOptions(max_steps=120, validate_every=10, batch_size=32, accelerator="cpu")
 RECIPES = [SingleRecipe(net=MLP((8,)), options=FAST), JointRecipe(net=MLP((8,)), options=FAST)]

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression, Ridge
+from tests.conftest import encoded_parts
 
 from taskloom.linear import LinearPredictor, RidgeRecipe
 from taskloom.tasks import OptionError, Task, read_table, recipe_classes
-from tests.conftest import encoded_parts
 
 
 def test_regression_satisfies_the_normal_equations(own_parts):

@@ -18,7 +18,7 @@ def features():
 
 def test_numeric_columns_equal_scikit_learns_pipeline(features):
     ours = FeatureEncoder.fit(features).transform(features)[:, :3]
-    # Ours standardises by the observed entries alone; theirs after filling. Both fill with the mean, so they differ by one factor.
+    # Ours standardises by the observed entries alone; theirs after filling: they differ by one factor.
     theirs = make_pipeline(SimpleImputer(), StandardScaler()).fit_transform(features.numeric)
     share = np.isfinite(features.numeric).mean(axis=0)
     np.testing.assert_allclose(ours, theirs * np.sqrt(share) ** -1 * share, atol=1e-12)

@@ -1,4 +1,4 @@
-import datetime
+import datetime as dt
 
 import narwhals as nw
 import numpy as np
@@ -14,7 +14,7 @@ TABLE = pl.DataFrame(
         "age": [30, 41, None, 52, 63, 74],
         "sex": ["f", "m", "f", None, "m", "f"],
         "smokes": [True, False, True, None, False, True],
-        "seen": [datetime.date(2020, 1, day) for day in range(1, 7)],
+        "seen": [dt.date(2020, 1, day) for day in range(1, 7)],
         "cost": [1.5, 2.5, 3.5, 4.5, 5.5, None],
         "ill": ["no", "yes", "yes", "no", "no", "yes"],
     }

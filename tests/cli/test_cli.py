@@ -1,0 +1,169 @@
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+from typer.testing import CliRunner
+
+from taskloom.cli._app import app
+from taskloom.study import demo_data, save_csv
+
+SCRIPT = Path(sys.executable).with_name("taskloom")
+
+
+@pytest.fixture
+def table(tmp_path):
+    return save_csv(demo_data(), tmp_path / "diabetes.csv")
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def question(table):
+    return [table, "--target", "progression", "--by", "age group"]
+
+
+def test_recipes_are_listed_with_family_and_paper():
+    listed = json.loads(run("recipes", "--json").stdout)
+    assert {entry["name"] for entry in listed} >= {"ridge", "single", "joint"}
+    assert all(entry["summary"] and entry["family"] for entry in listed)
+    plain = run("recipes").stdout
+    assert all(entry["name"] in plain for entry in listed)
+
+
+def test_study_writes_report_and_results_and_prints_the_verdict(table, tmp_path):
+    out = tmp_path / "out"
+    done = run("study", *question(table), "--recipes", "ridge", "--seeds", 3, "--out", out)
+    assert done.exit_code == 0, done.output
+    assert sorted(path.name for path in out.iterdir()) == ["report.html", "results.json"]
+    assert "nothing to compare yet" in done.stdout
+    assert str(out / "report.html") in done.stdout.replace("\n", "")
+    machine = run("study", *question(table), "--recipes", "ridge", "--seeds", 3, "--out", out, "--json")
+    assert json.loads(machine.stdout) == json.loads((out / "results.json").read_text())
+
+
+def test_fit_and_predict_through_files(table, tmp_path):
+    model, predictions = tmp_path / "model", tmp_path / "predictions.csv"
+    done = run("fit", *question(table), "--recipe", "ridge", "--save", model)
+    assert done.exit_code == 0, done.output
+    assert "age below 35" in done.stdout
+    assert run("predict", model, table, "--out", predictions).exit_code == 0
+    frame = pl.read_csv(predictions)
+    assert frame.columns == ["task", "prediction"]
+    assert frame["task"].to_list() == pl.read_csv(table, infer_schema_length=None)["age group"].to_list()
+    assert run("predict", model, table).stdout == predictions.read_text()
+    columns = json.loads(run("predict", model, table, "--json").stdout)
+    assert columns["prediction"] == frame["prediction"].to_list()
+    fitted = json.loads(run("fit", *question(table), "--recipe", "ridge", "--save", model, "--json").stdout)
+    assert fitted["recipe"] == "ridge"
+
+
+def test_shared_rows_kinds_and_columns_left_out(tmp_path):
+    path = tmp_path / "t.csv"
+    rows = [f"{i},{i % 7},{(i * 3) % 5},{i % 2},{i * 0.5 + i % 3},{i % 3}" for i in range(60)]
+    path.write_text("id,a,b,sick,cost,stage\n" + "\n".join(rows) + "\n")
+    done = run(
+        "study", path, "--targets", "sick,cost", "--drop", "id,stage", "--recipes", "ridge", "--seeds", 3,
+        "--out", tmp_path / "out", "--json",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    value = json.loads(done.stdout)
+    assert [(task["name"], task["kind"]) for task in value["tasks"]] == [("sick", "binary"), ("cost", "regression")]
+    assert value["data"]["n_columns"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target", "progresion", "--by", "age group"], "no column named `progresion`; did you mean `progression`?"),
+        (["--target", "progression"], "`target` comes with `by`"),
+        (["--targets", " , "], "`--targets` is empty"),
+        (["--targets", "bmi,progression", "--recipes", "jiont"], "no recipe named `jiont`; did you mean `joint`?"),
+        (["--targets", "bmi,bmi"], "two tasks are named `bmi`"),
+        (["--targets", "bmi", "--metric", "acc"], "no metric named `acc`"),
+        (["--targets", "bmi", "--metric", "auc"], "cannot score task `bmi`"),
+        (["--targets", "bmi", "--seeds", "0"], "`seeds`=0"),
+        (["--targets", "bmi", "--budget", "0"], "`budget`=0"),
+        (["--target", "progression", "--by", "bmi"], "target of task `18` is constant"),
+        (["--target", "progression", "--by", "age group", "--skip-tasks", "age below 36"], "did you mean `age below 35`"),
+    ],
+)
+def test_bad_input_ends_with_one_sentence_and_exit_2(arguments, message, table, tmp_path):
+    out = tmp_path / "out"
+    done = run("study", table, *arguments, "--out", out)
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+    assert not out.exists() or not list(out.iterdir())
+
+
+def test_an_output_folder_that_cannot_be_written_stops_before_any_work(table, tmp_path):
+    (tmp_path / "file").write_text("")
+    for command in (["study", *question(table), "--out"], ["fit", *question(table), "--save"], ["demo", "--out"]):
+        done = run(*command, tmp_path / "file" / "out")
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert "cannot be written" in done.stderr
+
+
+def test_damaged_files_end_with_exit_2(table, tmp_path):
+    table.write_bytes(table.read_bytes()[:-9])
+    for command in (
+        ["study", *question(table)],
+        ["fit", *question(table), "--save", tmp_path / "m"],
+        ["predict", tmp_path, table],
+    ):
+        assert run(*command).exit_code == 2
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_pipe_stays_silent_and_a_terminal_shows_a_bar(table, tmp_path):
+    command = [
+        str(SCRIPT),
+        "study",
+        *map(str, question(table)),
+        "--recipes",
+        "ridge",
+        "--out",
+        str(tmp_path / "out"),
+        "--no-cache",
+    ]
+    piped = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
+    assert piped.stderr == ""
+    json.loads(piped.stdout)
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(command, stderr=theirs, stdout=subprocess.PIPE, env={**os.environ, "TERM": "xterm"}) as process:
+        os.close(theirs)
+        shown = b""
+        try:
+            while chunk := os.read(ours, 4096):
+                shown += chunk
+        except OSError:
+            pass
+    os.close(ours)
+    assert process.returncode == 0
+    assert re.search(rb"5/5", shown)
+
+
+def test_help_and_version_answer_without_the_heavy_libraries():
+    code = (
+        "import sys; from typer.testing import CliRunner; from taskloom.cli._app import app\n"
+        "print(CliRunner().invoke(app, sys.argv[1:]).output)\n"
+        "print('torch' in sys.modules, 'sklearn' in sys.modules)"
+    )
+    for option, expected in (("--help", "predict"), ("--version", "taskloom 0")):
+        done = subprocess.run([sys.executable, "-c", code, option], capture_output=True, text=True, check=True)
+        assert expected in done.stdout
+        assert done.stdout.strip().endswith("False False")
+
+
+def test_python_dash_m_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "taskloom", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("taskloom ")

@@ -1,0 +1,214 @@
+import json
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import jsonschema
+import numpy as np
+import pytest
+from tests.study.conftest import FAST_RECIPES
+
+from taskloom.linear import LinearPredictor, RidgeRecipe
+from taskloom.study import Study, StudyOptions, results_schema, study
+from taskloom.study import _study as study_module
+from taskloom.study._unit import run_unit
+from taskloom.tasks import (
+    DataError,
+    FeatureEncoder,
+    FitError,
+    OptionError,
+    Recipe,
+    RecipeFit,
+    TargetScaler,
+    UnknownNameError,
+    load_diabetes_tasks,
+    split_rows,
+)
+
+GROUPS = load_diabetes_tasks("age_groups")
+# R2 of a dozen test rows has heavy tails: where a verdict must come out, errors are in the target's own unit.
+GROUPS_RMSE = replace(GROUPS, tasks=tuple(replace(task, metric="rmse") for task in GROUPS.tasks))
+
+
+@dataclass(frozen=True)
+class ShiftedRecipe(Recipe):
+    """Ridge whose predictions are moved for some tasks: a recipe with a known verdict."""
+
+    hurt: tuple[int, ...] = ()
+    fails_on: tuple[int, ...] = ()
+    title: str = ""
+    name: ClassVar[str] = "shifted"
+    summary: ClassVar[str] = "for tests"
+    family: ClassVar[str] = "linear"
+
+    def fit(self, train, validation, *, seed, budget=4):
+        if seed in self.fails_on:
+            raise FitError("it was told to fail")
+        fit = RidgeRecipe().fit(train, validation, seed=seed, budget=budget)
+        old = fit.predictor
+        shifts = [3.0 + 0.01 * seed if t in self.hurt else 0.0 for t in range(train.n_tasks)]
+        moved = [b + shift for b, shift in zip(old.intercepts, shifts, strict=True)]
+        return RecipeFit(LinearPredictor(old.coefficients, moved, train.tasks), {}, fit.validation_loss)
+
+
+def _scores(result):
+    return {(unit.recipe, unit.seed): unit.scores for unit in result.units}
+
+
+def test_who_is_hurt_is_said_and_the_rest_left_undecided():
+    result = study(GROUPS_RMSE, [ShiftedRecipe(hurt=(1, 4))], seeds=10, options=StudyOptions(cache=False))
+    words = {verdict.task: verdict.word for verdict in result.verdicts}
+    assert [task for task, word in words.items() if word == "hurt"] == ["age 35 to 41", "age 56 to 62"]
+    assert set(words.values()) == {"hurt", "undecided"}
+    assert "`shifted` hurt 2 of 6 tasks" in result.words()[0]
+    # A recipe equal to its baseline gains exactly nothing.
+    assert all(verdict.gain == 0 for verdict in result.verdicts if verdict.word == "undecided")
+
+
+def test_learning_together_helps_where_it_must(related_tasks):
+    result = study(related_tasks, FAST_RECIPES[1:], seeds=10, options=StudyOptions(budget=2, cache=False))
+    summary = result.summaries[1]
+    assert (summary.recipe, summary.baseline) == ("joint", "single")
+    assert summary.low > 0
+    assert summary.hurt == 0
+
+
+def test_baselines_of_the_family_are_added_and_scores_are_paired():
+    result = study(GROUPS, [ShiftedRecipe(hurt=(0,))], seeds=3, options=StudyOptions(cache=False))
+    assert [info.label for info in result.recipes] == ["ridge", "shifted"]
+    scores = _scores(result)
+    for t, verdict in enumerate(result.verdicts):
+        gains = [scores["shifted", seed][t] - scores["ridge", seed][t] for seed in result.seeds]
+        assert verdict.gain == pytest.approx(np.mean(gains))
+        assert verdict.score - verdict.baseline_score == pytest.approx(verdict.gain)
+
+
+def test_of_two_baselines_validation_chooses_not_the_test_score():
+    weak, strong = RidgeRecipe(1e5, 1e5, title="weak"), RidgeRecipe(title="strong")
+    result = study(GROUPS, [weak, strong, ShiftedRecipe()], seeds=3, options=StudyOptions(cache=False))
+    units = {(unit.recipe, unit.seed): unit for unit in result.units}
+    for t, verdict in enumerate(result.verdicts):
+        chosen = []
+        for seed in result.seeds:
+            both = [units["weak", seed], units["strong", seed]]
+            chosen.append(min(both, key=lambda unit: unit.validation_loss[t]).scores[t])
+        assert verdict.baseline_score == pytest.approx(np.mean(chosen))
+
+
+def test_a_failed_fit_is_reported_and_decides_nothing():
+    result = study(GROUPS, [ShiftedRecipe(hurt=(0, 1, 2), fails_on=(1,))], seeds=5, options=StudyOptions(cache=False))
+    assert result.summaries[1].failed == (1,)
+    assert {verdict.word for verdict in result.verdicts} == {"undecided"}
+    assert "It gave no model on seed 1 (it was told to fail)" in result.words()[1]
+    every = study(GROUPS, [ShiftedRecipe(fails_on=(0, 1, 2))], seeds=3, options=StudyOptions(cache=False))
+    assert every.verdicts == []
+    assert "gave no model: it was told to fail" in every.words()[1]
+    assert every.table().row_count == 2
+
+
+def test_numbers_do_not_depend_on_how_many_run_at_once_or_on_what_else_is_trained(small_study):
+    options = StudyOptions(budget=2, cache=False)
+    parallel = study(GROUPS, FAST_RECIPES[1:], seeds=[3, 1], n_jobs=2, options=options)
+    known = _scores(small_study)
+    for key, scores in _scores(parallel).items():
+        assert scores == known[key]
+
+
+def test_a_study_with_one_more_recipe_trains_only_that_one(tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(study_module, "run_unit", lambda *args: trained.append(args[1].label) or run_unit(*args))
+    options = StudyOptions(cache=tmp_path)
+    study(GROUPS, ["ridge"], seeds=3, options=options)
+    assert trained == ["ridge"] * 3
+    trained.clear()
+    study(GROUPS, ["ridge", ShiftedRecipe()], seeds=3, options=options)
+    assert trained == ["shifted"] * 3
+    trained.clear()
+    study(GROUPS, ["ridge"], seeds=4, options=options)
+    assert trained == ["ridge"]
+    others = (
+        (GROUPS, RidgeRecipe(strongest=5.0), options),
+        (GROUPS.take(np.arange(400)), RidgeRecipe(), options),
+        (GROUPS, RidgeRecipe(), StudyOptions(cache=tmp_path, budget=2)),
+        (GROUPS, RidgeRecipe(), StudyOptions(cache=tmp_path, fractions=(0.5, 0.25, 0.25))),
+    )
+    for data, recipe, how in others:
+        trained.clear()
+        study(data, [recipe], seeds=1, options=how)
+        assert trained == ["ridge"], (recipe, how)
+
+
+def test_a_damaged_cache_file_is_trained_again(tmp_path):
+    options = StudyOptions(cache=tmp_path)
+    before = study(GROUPS, ["ridge"], seeds=2, options=options)
+    for file in tmp_path.iterdir():
+        file.write_text(file.read_text()[:100])
+    assert _scores(study(GROUPS, ["ridge"], seeds=2, options=options)) == _scores(before)
+
+
+def test_scores_are_those_of_the_models(small_study):
+    unit = next(unit for unit in small_study.units if unit.recipe == "ridge" and unit.seed == 2)
+    split = split_rows(GROUPS, 2)
+    train, validation, test = (GROUPS.take(rows) for rows in (split.train, split.validation, split.test))
+    encoder, scaler = FeatureEncoder.fit(train.features), TargetScaler.fit(train)
+    fit = RidgeRecipe().fit(*(scaler.encode(encoder.encode(part)) for part in (train, validation)), seed=2, budget=2)
+    for t, task in enumerate(GROUPS.tasks):
+        predicted = scaler.invert(fit.predictor.predict(encoder.transform(test.features)[test.rows(t)], [t])[0], t)
+        assert task.scorer.score(test.labels(t), predicted) == unit.scores[t]
+
+
+def test_results_keep_their_schema_and_come_back(small_study, tmp_path):
+    path = small_study.save_results(tmp_path / "results.json")
+    value = json.loads(path.read_text())
+    jsonschema.Draft202012Validator.check_schema(results_schema())
+    jsonschema.validate(value, results_schema())
+    again = Study.from_json(value)
+    assert json.loads(json.dumps(again.to_json())) == value
+    assert again.verdicts == small_study.verdicts
+    few = study(GROUPS, [ShiftedRecipe()], seeds=2, options=StudyOptions(cache=False))
+    jsonschema.validate(json.loads(json.dumps(few.to_json(), allow_nan=False)), results_schema())
+    assert few.verdicts[0].low is None
+    assert "2 seeds cannot tell helped from lucky" in few.words()[0]
+    with pytest.raises(DataError, match="format and version"):
+        Study.from_json({"format": "something", "version": 1})
+
+
+def test_metrics_on_different_scales_have_no_mean():
+    result = study(GROUPS_RMSE, [ShiftedRecipe(hurt=(0,))], seeds=3, options=StudyOptions(cache=False))
+    assert result.summaries[1].gain is None
+    assert result.verdicts[0].gain < 0 < result.verdicts[0].score - result.verdicts[0].baseline_score
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"recipes": ["rigde"]}, UnknownNameError, "no recipe named `rigde`; did you mean `ridge`"),
+        ({"recipes": []}, OptionError, "`recipes` is empty"),
+        ({"recipes": ["ridge", "ridge"]}, OptionError, "two are labelled `ridge`"),
+        ({"seeds": 0}, OptionError, "`seeds`=0"),
+        ({"seeds": [1, 1]}, OptionError, "different seeds"),
+        ({"seeds": [-1]}, OptionError, "at least 0"),
+        ({"options": lambda: StudyOptions(budget=0)}, OptionError, "`budget`=0"),
+        ({"options": lambda: StudyOptions(confidence=95)}, OptionError, "`confidence`=95"),
+        ({"options": lambda: StudyOptions(fractions=(0.8, 0.2, 0.0))}, OptionError, "needs training, validation and test"),
+    ],
+)
+def test_bad_options_are_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        study(
+            GROUPS, **{key: value() if callable(value) else value for key, value in {"recipes": ["ridge"], **arguments}.items()}
+        )
+
+
+def test_nothing_is_trained_when_a_split_is_impossible(tmp_path):
+    tiny = GROUPS.take(np.concatenate([*(GROUPS.rows(t) for t in range(5)), GROUPS.rows(5)[:2]]))
+    with pytest.raises(DataError, match="a split into 3 parts needs 6"):
+        study(tiny, ["ridge"], seeds=2, options=StudyOptions(cache=tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_tells_every_unit(tmp_path):
+    seen = []
+    study(GROUPS, ["ridge"], seeds=3, options=StudyOptions(cache=tmp_path), progress=lambda *told: seen.append(told))
+    assert [told[:2] for told in seen] == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    study(GROUPS, ["ridge"], seeds=3, options=StudyOptions(cache=tmp_path), progress=lambda *told: seen.append(told))
+    assert seen[-1] == (3, 3, "3 of 3 fits were done before")
