@@ -34,11 +34,23 @@ def _nets(n, dropout=0.0):
     return [SharedBottom(5, REGRESSIONS[:1], hidden=(6,), dropout=dropout) for _ in range(n)]
 
 
+def _wrapped(net):
+    """The same net as a module that the stack does not know: it goes through vmap."""
+    return nn.Sequential(net)
+
+
+@pytest.mark.parametrize("tasks", [REGRESSIONS[:1], MIXED])
+@pytest.mark.parametrize("wrap", [lambda net: net, _wrapped], ids=["own product", "vmap"])
+def test_stacked_outputs_equal_each_net_alone(wrap, tasks):
+    nets = [wrap(SharedBottom(5, tasks, hidden=(6, 4))) for _ in range(3)]
+    x = torch.randn(3, 4, 5)
+    torch.testing.assert_close(StackedNets(nets)(x), torch.stack([net(rows) for net, rows in zip(nets, x, strict=True)]))
+
+
 @pytest.mark.parametrize("n_groups", [1, 2, 6])
-def test_stacked_nets_equal_each_net_alone(n_groups):
+def test_stacked_gradients_and_states_equal_each_nets_own(n_groups):
     nets = _nets(6)
     stacked, x = StackedNets(nets, n_groups), torch.randn(6, 4, 5)
-    torch.testing.assert_close(stacked(x), torch.stack([net(rows) for net, rows in zip(nets, x, strict=True)]))
     stacked(x).square().sum().backward()
     for m, net in enumerate(nets):
         net(x[m]).square().sum().backward()
@@ -59,8 +71,9 @@ def test_stacked_nets_keep_running_statistics_apart():
             torch.testing.assert_close(state[name], value)
 
 
-def test_dropout_differs_between_nets_and_rests_in_evaluation():
-    stacked = StackedNets([*_nets(1, dropout=0.5)] * 2)
+@pytest.mark.parametrize("wrap", [lambda net: net, _wrapped], ids=["own product", "vmap"])
+def test_dropout_differs_between_nets_and_rests_in_evaluation(wrap):
+    stacked = StackedNets([wrap(net) for net in [*_nets(1, dropout=0.5)] * 2])
     x = torch.randn(1, 50, 5).expand(2, -1, -1)
     outputs = stacked.train()(x)
     assert not torch.equal(outputs[0], outputs[1])

@@ -83,24 +83,28 @@ class TaskTensors:
             raise DataError("`X` holds missing or infinite values; encode it first with `FeatureEncoder`")
         self.data = data
         self.x = torch.as_tensor(data.X, dtype=dtype).to(device)
-        # Labels of one task lie side by side: (K, n) for shared rows.
-        self.y = torch.as_tensor(np.ascontiguousarray(data.y.T), dtype=dtype).to(device)
+        self.y = torch.as_tensor(data.y, dtype=dtype).to(device)
+        # Labels of one task lie side by side, for nets that each look at other rows.
+        self._by_task = self.y.T.contiguous() if data.is_shared else self.y
 
     def shared(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, ...) and labels (K, B) of the rows (1, B)."""
         rows = rows[0].to(self.x.device)
-        return self.x[rows], self.y[:, rows]
+        return self.x[rows], self.y[rows].T
 
-    def own(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (R, B, ...) and labels (R, B) of rows (R, B), row r of them for task r modulo K; row -1 is padding."""
-        rows = rows.to(self.x.device)
-        place = rows.clamp(min=0)
+    def own(self, rows: Tensor, repeats: int = 1) -> tuple[Tensor, Tensor]:
+        """Features (R, B, ...) and labels (R, B) of rows (R, B), row r for task r mod K; all `repeats` times."""
+        place = rows.to(self.x.device) if repeats == 1 else rows.to(self.x.device).repeat(repeats, 1)
         if self.data.is_shared:
-            repeats = len(rows) // self.data.n_tasks
-            labels = torch.gather(self.y.repeat(repeats, 1) if repeats > 1 else self.y, 1, place)
+            tasks = torch.arange(len(place), device=place.device) % self.data.n_tasks
+            labels = self._by_task[tasks.unsqueeze(1), place]
         else:
             labels = self.y[place]
-        return self.x[place], labels.masked_fill(rows < 0, torch.nan)
+        return self.x[place], labels
+
+    def is_complete(self) -> bool:
+        """Whether no label is missing."""
+        return not bool(self.y.isnan().any())
 
     def pools(self) -> list[NDArray[np.int64]]:
         """The labelled rows of each task."""
@@ -109,7 +113,7 @@ class TaskTensors:
     def all_shared(self) -> Iterator[tuple[Tensor, Tensor]]:
         """All rows, some at a time, as `shared` gives them."""
         for start in range(0, len(self.x), _ROWS_AT_ONCE):
-            yield self.x[start : start + _ROWS_AT_ONCE], self.y[:, start : start + _ROWS_AT_ONCE]
+            yield self.x[start : start + _ROWS_AT_ONCE], self.y[start : start + _ROWS_AT_ONCE].T
 
     def all_own(self, repeats: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """All labelled rows of every task, some at a time, as `own` gives them, for `repeats` nets a task."""
@@ -119,4 +123,6 @@ class TaskTensors:
         rows = torch.from_numpy(np.tile(padded, (repeats, 1)))
         width = max(1, _ROWS_AT_ONCE // len(rows))
         for start in range(0, longest, width):
-            yield self.own(rows[:, start : start + width])
+            part = rows[:, start : start + width]
+            x, labels = self.own(part.clamp(min=0))
+            yield x, labels.masked_fill((part < 0).to(labels.device), torch.nan)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from taskloom.deep._batches import RowDealer, TaskTensors
-from taskloom.deep._loop import Feed, FitLoop, make_fabric
+from taskloom.deep._loop import Feed, FitLoop, make_fabric, prepare
 from taskloom.deep._losses import TaskLosses
 from taskloom.deep._nets import NetFactory, OwnRowsNet, SharedRowsNet, check_outputs
 from taskloom.deep._options import FitOptions
@@ -96,7 +96,9 @@ def fit(
     wrapper = SharedRowsNet(net, train.tasks) if train.is_shared else OwnRowsNet(net, train.tasks)
     wrapper = wrapper.to(_dtype(options))
     rate = options.learning_rate or DEFAULT_RATE
-    module, optimizer = fabric.setup(wrapper, _adam(fabric, [{"params": list(wrapper.parameters()), "lr": rate}]))
+    module, optimizer = prepare(
+        fabric, wrapper, _adam(fabric, [{"params": list(wrapper.parameters()), "lr": rate}]), options.precision
+    )
     with _session(seed, _dtype(options)):
         loop = FitLoop(module, update(optimizer, fabric), _joint_feed(*tensors, options, seed), options)
         loop.run(Path(checkpoint) if checkpoint is not None else None)
@@ -205,14 +207,15 @@ def _fit_group(
         check_outputs(nets[0], shape, [train.tasks[0]])
         stacked = StackedNets(nets, n_groups=len(rates)).to(_dtype(options))
         groups = [{"params": group, "lr": rate} for group, rate in zip(stacked.parameter_groups(), rates, strict=True)]
-        module, optimizer = fabric.setup(stacked, _adam(fabric, groups))
+        module, optimizer = prepare(fabric, stacked, _adam(fabric, groups), options.precision)
         tensors = [TaskTensors(part, _dtype(options), fabric.device) for part in (train, validation)]
         pools = [parts[0].rows(t) for t in chosen]
         dealer = RowDealer(pools, options.batch_size, seed, keys=chosen)
         feed = Feed(
-            train=lambda step: tensors[0].own(dealer.rows(step).repeat(len(rates), 1)),
+            train=lambda step: tensors[0].own(dealer.rows(step), repeats=len(rates)),
             validation=lambda: tensors[1].all_own(len(rates)),
-            losses=TaskLosses([*train.tasks] * len(rates)),
+            losses=TaskLosses([*train.tasks] * len(rates), complete=True),
+            look=TaskLosses([*train.tasks] * len(rates)),
             judge=lambda losses: losses,
         )
         loop = FitLoop(module, SumStep(optimizer, fabric), feed, options)
@@ -245,16 +248,19 @@ def _only(data: TaskData, chosen: Sequence[int]) -> TaskData:
 
 
 def _joint_feed(train: TaskTensors, validation: TaskTensors, options: FitOptions, seed: int) -> Feed:
-    losses = TaskLosses(train.data.tasks)
+    tasks, look = train.data.tasks, TaskLosses(train.data.tasks)
 
     def judge(losses: Tensor) -> Tensor:
         return losses.mean(dim=0, keepdim=True)
 
     if train.data.is_shared:
         dealer = RowDealer([np.arange(train.data.n_rows)], options.batch_size, seed)
-        return Feed(lambda step: train.shared(dealer.rows(step)), validation.all_shared, losses, judge)
+        losses = TaskLosses(tasks, complete=train.is_complete())
+        return Feed(lambda step: train.shared(dealer.rows(step)), validation.all_shared, losses, look, judge)
     dealer = RowDealer(train.pools(), options.batch_size, seed)
-    return Feed(lambda step: train.own(dealer.rows(step)), validation.all_own, losses, judge)
+    # Only labelled rows are dealt to a task that owns its rows.
+    losses = TaskLosses(tasks, complete=True)
+    return Feed(lambda step: train.own(dealer.rows(step)), validation.all_own, losses, look, judge)
 
 
 def _adam(fabric: Any, groups: list[dict[str, Any]]) -> Optimizer:
@@ -267,7 +273,7 @@ def _dtype(options: FitOptions) -> torch.dtype:
 
 @contextmanager
 def _session(seed: int, dtype: torch.dtype) -> Generator[None]:
-    """torch's generator and default type set inside, and as they were before outside."""
+    """Torch's generator and default type set inside, and as they were before outside."""
     before = torch.get_default_dtype()
     # Fabric gives outputs in the default type: with 64-bit weights they would come back rounded to 32 bits.
     torch.set_default_dtype(dtype)

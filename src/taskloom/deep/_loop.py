@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from taskloom.deep._losses import TaskLosses
 from taskloom.deep._options import FitOptions
@@ -33,13 +35,15 @@ class Feed:
     Attributes:
         train: maps a step number to features and labels (K, B).
         validation: all validation rows, in parts.
-        losses: of outputs (K, B, C) and labels (K, B).
+        losses: of training outputs (K, B, C) and labels (K, B).
+        look: of validation outputs and labels.
         judge: maps validation losses (K,) to the criteria (R,) of early stopping.
     """
 
     train: Callable[[int], Batch]
     validation: Callable[[], Iterator[Batch]]
     losses: TaskLosses
+    look: TaskLosses
     judge: Callable[[Tensor], Tensor]
 
 
@@ -84,8 +88,14 @@ class FitLoop:
         if checkpoint is not None and checkpoint.exists():
             load_checkpoint(checkpoint, self)
         last = min(self.options.max_steps, stop_after or self.options.max_steps)
-        while self.step < last and self.is_active().any():
-            self._one_step()
+        running = bool(self.is_active().any())
+        while self.step < last and running:
+            x, labels = self.feed.train(self.step)
+            self.update.step(partial(self._losses, x, labels))
+            self.step += 1
+            if self.step % self.options.validate_every == 0 or self.step == self.options.max_steps:
+                self._look()
+                running = bool(self.is_active().any())
             if checkpoint is not None and self.step % self.options.checkpoint_every == 0:
                 save_checkpoint(checkpoint, self)
 
@@ -97,12 +107,8 @@ class FitLoop:
         """(R,) which units diverged without ever getting better than their initial weights."""
         return ~self.curve[-1][1].isfinite() & ~(self.best_criteria < self.curve[0][1].nan_to_num(torch.inf))
 
-    def _one_step(self) -> None:
-        x, labels = self.feed.train(self.step)
-        self.update.step(lambda: self.feed.losses.means(self.module(x), labels))
-        self.step += 1
-        if self.step % self.options.validate_every == 0 or self.step == self.options.max_steps:
-            self._look()
+    def _losses(self, x: Tensor, labels: Tensor) -> Tensor:
+        return self.feed.losses.means(self.module(x), labels)
 
     def _look(self) -> None:
         losses = self._validation_losses()
@@ -123,7 +129,7 @@ class FitLoop:
     @torch.no_grad()
     def _validation_losses(self) -> Tensor:
         self.module.eval()
-        parts = [self.feed.losses.sums(self.module(x), labels) for x, labels in self.feed.validation()]
+        parts = [self.feed.look.sums(self.module(x), labels) for x, labels in self.feed.validation()]
         self.module.train()
         sums, counts = (torch.stack(part).sum(dim=0) for part in zip(*parts, strict=True))
         return sums / counts
@@ -178,6 +184,17 @@ def load_checkpoint(path: Path, loop: FitLoop) -> None:
         loop.load_state_dict(state)
     except (RuntimeError, KeyError, EOFError, ValueError, OSError) as error:
         raise ModelFileError(f"`checkpoint`='{path}': damaged, or of another net or other settings; delete it") from error
+
+
+def prepare(fabric: Fabric, net: nn.Module, optimizer: Optimizer, precision: str) -> tuple[nn.Module, Optimizer]:
+    """A net and its optimizer ready for a loop on the fabric's device.
+
+    On one device and in full precision the fabric's wrapper around the net has nothing to do but costs as much as a small
+    layer, so there the net itself is given back.
+    """
+    module, wrapped = fabric.setup(net, optimizer)
+    is_plain = fabric.world_size == 1 and precision in {"32-true", "64-true"}
+    return (net if is_plain else module), wrapped
 
 
 def make_fabric(options: FitOptions) -> Fabric:

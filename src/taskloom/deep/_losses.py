@@ -27,6 +27,7 @@ class TaskLosses:
 
     Args:
         tasks: R tasks.
+        complete: a promise that no label is missing, which saves the masks.
 
     Example:
         >>> losses = TaskLosses([Task("a"), Task("b")])
@@ -35,23 +36,25 @@ class TaskLosses:
         tensor([1., 4.])
     """
 
-    def __init__(self, tasks: Sequence[Task]) -> None:
+    def __init__(self, tasks: Sequence[Task], complete: bool = False) -> None:
         self.names = [task.loss for task in tasks]
-        self.n_classes = [task.n_outputs for task in tasks]
+        self.complete = complete
 
     def sums(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Summed losses (R,) and numbers of labels (R,) for outputs (R, B, C) and labels (R, B)."""
         seen = ~labels.isnan()
-        # Losses and their ratios are kept in single precision under autocast: half a percent is all that bfloat16 resolves.
-        each = self._each_row(outputs if outputs.dtype == torch.float64 else outputs.float(), labels.nan_to_num())
-        return (each * seen).sum(dim=1), seen.sum(dim=1)
+        return (self._each_row(outputs, labels.nan_to_num()) * seen).sum(dim=1), seen.sum(dim=1)
 
     def means(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Mean losses (R,); NaN, without gradient, for a task that has no label among these rows."""
+        if self.complete:
+            return self._each_row(outputs, labels).mean(dim=1)
         sums, counts = self.sums(outputs, labels)
         return torch.where(counts > 0, sums / counts.clamp(min=1), torch.nan)
 
     def _each_row(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        # Losses and their ratios are kept in single precision under autocast: half a percent is all that bfloat16 resolves.
+        outputs = outputs if outputs.dtype == torch.float64 else outputs.float()
         present = dict.fromkeys(self.names)
         if len(present) == 1:
             return self._of_kind(next(iter(present)), outputs, labels)

@@ -6,7 +6,7 @@ outputs, C outputs of one task.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -61,14 +61,36 @@ class SharedBottom(nn.Module):
 
     def forward_own(self, x: Tensor) -> Tensor:
         """Outputs (K, B, C) for rows (K, B, d) of which each K-slice belongs to one task; all tasks have C outputs."""
-        weight, bias = self._packed_heads(torch.stack)
-        return torch.baddbmm(bias.unsqueeze(1), self.encoder(x), weight.transpose(1, 2))
+        return _stacked_linear(self.encoder(x), *self._packed_heads(torch.stack))
+
+    def forward_stacked(self, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """Outputs (M, B, D) of M nets of this shape side by side, for rows (M, B, d).
+
+        Args:
+            weights: this module's parameters by name, each with a leading dimension of M.
+            x: rows of each net.
+        """
+        for i, layer in enumerate(self.encoder):
+            if isinstance(layer, nn.Linear):
+                x = _stacked_linear(x, weights[f"encoder.{i}.weight"], weights[f"encoder.{i}.bias"])
+            elif isinstance(layer, nn.Dropout):
+                x = functional.dropout(x, layer.p, self.training)
+            else:
+                x = functional.relu(x)
+        heads = range(len(self.heads))
+        weight = torch.cat([weights[f"heads.{k}.weight"] for k in heads], dim=1)
+        return _stacked_linear(x, weight, torch.cat([weights[f"heads.{k}.bias"] for k in heads], dim=1))
 
     def _packed_heads(self, pack: Callable[[list[Tensor]], Tensor]) -> tuple[Tensor, Tensor]:
         heads = [head for head in self.heads if isinstance(head, nn.Linear)]
         if len(heads) == 1 and pack is torch.cat:
             return heads[0].weight, heads[0].bias
         return pack([head.weight for head in heads]), pack([head.bias for head in heads])
+
+
+def _stacked_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Linear layers side by side: rows (M, B, in), weights (M, out, in), biases (M, out) -> (M, B, out)."""
+    return torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
 
 
 @dataclass(frozen=True)

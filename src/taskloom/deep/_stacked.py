@@ -1,4 +1,4 @@
-"""Many small nets of one shape trained as one: their weights stacked, their forward passes one `vmap`.
+"""Many small nets of one shape trained as one: their weights stacked, their forward passes one batched product or one `vmap`.
 
 Letters: G groups of nets (one a learning rate), K nets in a group, M = G K nets, B rows of each.
 """
@@ -12,12 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
+from taskloom.deep._nets import SharedBottom
+
 
 class StackedNets(nn.Module):
     """M nets of one architecture side by side.
 
     Each parameter is held as G stacks of K, so that an optimizer can give each group a learning rate of its own. The nets do
-    not touch each other: the gradient of the sum of their losses is each one's own gradient.
+    not touch each other: the gradient of the sum of their losses is each one's own gradient. A
+    `SharedBottom` runs its own batched product; any other net goes through `vmap`.
 
     Args:
         nets: M nets of one architecture, group after group.
@@ -44,18 +47,26 @@ class StackedNets(nn.Module):
         # Held in a list so that it is no submodule: it has no weights of its own to move, train or save.
         self._template = [copy.deepcopy(nets[0]).to("meta")]
 
+    def train(self, mode: bool = True) -> StackedNets:
+        """As for any module; the template follows."""
+        self._template[0].train(mode)
+        return super().train(mode)
+
     def parameter_groups(self) -> list[list[nn.Parameter]]:
         """The parameters of each group."""
         return [list(group.parameters()) for group in self.groups]
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (M, B, ...) of each net for its own rows (M, B, ...)."""
-        template = self._template[0].train(self.training)
+        parameters, buffers = self._state()
+        template = self._template[0]
+        # A subclass may compute something else.
+        if type(template) is SharedBottom:
+            return template.forward_stacked(parameters, x)
 
         def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], rows: Tensor) -> Tensor:
             return functional_call(template, (parameters, buffers), (rows,))
 
-        parameters, buffers = self._state()
         return vmap(one, randomness="different")(parameters, buffers, x)
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import plotly.graph_objects as go
 import plotly.io as pio
 
@@ -51,12 +52,33 @@ def gain_chart(study: Study, verdicts: Sequence[Verdict]) -> go.Figure:
         )
     figure.add_vline(x=0, line={"color": "#444", "width": 1})
     metrics = ", ".join(dict.fromkeys(task.metric for task in study.tasks))
+    limits, n_beyond = _readable_range(ordered)
+    title = f"gain in {metrics} over the single-task baseline (right of 0 is better)"
+    title += f"<br>intervals that reach beyond this window: {n_beyond}" if n_beyond else ""
     figure.update_layout(
         height=120 + 26 * len(ordered),
-        xaxis_title=f"gain in {metrics} over the single-task baseline (right of 0 is better)",
-        yaxis={"categoryorder": "array", "categoryarray": [verdict.task for verdict in ordered], "type": "category"},
+        xaxis={"title": title, "range": limits},
+        yaxis={
+            "title": study.data["by"],
+            "categoryorder": "array",
+            "categoryarray": [verdict.task for verdict in ordered],
+            "type": "category",
+        },
     )
     return _dressed(figure)
+
+
+def _readable_range(verdicts: Sequence[Verdict]) -> tuple[list[float] | None, int]:
+    """A range that one task with a huge interval does not spoil for all others, and how many intervals it cuts."""
+    ends = [end for verdict in verdicts for end in (verdict.low, verdict.high) if end is not None]
+    if len(ends) < 12:
+        return None, 0
+    typical = float(np.percentile(np.abs(ends), 90))
+    low, high = max(min(ends), -3 * typical), min(max(ends), 3 * typical)
+    low, high = min(low, *(v.gain for v in verdicts), 0.0), max(high, *(v.gain for v in verdicts), 0.0)
+    margin = 0.05 * (high - low)
+    cut = sum(v.low is not None and v.high is not None and (v.low < low - margin or v.high > high + margin) for v in verdicts)
+    return ([low - margin, high + margin], cut) if cut else (None, 0)
 
 
 def curve_chart(study: Study, log_scale: bool = False) -> go.Figure:

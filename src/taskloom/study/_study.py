@@ -70,18 +70,20 @@ class Study:
 
     def words(self) -> list[str]:
         """The outcome in sentences: one overall, then one for each recipe that is no baseline."""
-        from taskloom.study._words import overall_sentence, recipe_sentence
+        from taskloom.study._words import overall_sentence, recipe_sentence, seeds_sentence
 
         errors = {unit.recipe: unit.error for unit in self.units if unit.error}
         baselines = {info.label for info in self.recipes if info.is_baseline}
-        return [
+        sentences = [
             overall_sentence(self.summaries, len(self.seeds)),
             *(
                 recipe_sentence(summary, self.verdicts_of(summary.recipe), errors.get(summary.recipe, ""))
                 for summary in self.summaries
                 if summary.recipe not in baselines or summary.failed
             ),
+            seeds_sentence(self.summaries, len(self.seeds)),
         ]
+        return [sentence for sentence in sentences if sentence]
 
     def table(self, *, per_task: bool | None = None) -> Table:
         """The outcome as a table for the terminal; print it with `rich`.

@@ -47,15 +47,13 @@ def summary_table(study: Study) -> Table:
     table = Table(title="Recipes", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("recipe", no_wrap=True)
     table.add_column("against", no_wrap=True)
-    for name in ("helped", "hurt", "open", "mean gain", "interval", "seconds"):
+    for name in ("helped/hurt/open", "mean gain", "interval", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
     for summary in study.summaries:
-        is_compared = bool(summary.baseline)
-        counts = (summary.helped, summary.hurt, summary.undecided) if is_compared else ("", "", "")
         table.add_row(
             summary.recipe,
-            summary.baseline or ("failed" if summary.failed else "(baseline)"),
-            *(str(count) for count in counts),
+            summary.baseline or ("failed" if summary.failed else "-"),
+            f"{summary.helped}/{summary.hurt}/{summary.undecided}" if summary.baseline else "",
             "" if summary.gain is None else f"{summary.gain:+.4f}",
             format_interval(summary.low, summary.high) if summary.gain is not None else "",
             f"{summary.seconds:.2f}",

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from taskloom.study._compare import Summary, Verdict
 from taskloom.study._verdict import LEAST_SEEDS
 
+GOOD_SEEDS = 10
+
 
 def _count(number: int, total: int) -> str:
     return "none" if number == 0 else f"all {total}" if number == total else str(number)
@@ -23,7 +25,7 @@ def recipe_sentence(summary: Summary, verdicts: Sequence[Verdict], error: str = 
     Example:
         >>> one = Verdict("joint", "a", 0.9, "single", 0.8, 0.1, 0.05, 0.15, 0.01, 0.01, "helped")
         >>> recipe_sentence(Summary("joint", "single", 1, 0, 0, 0.1, 0.05, 0.15, (), 1.0, 10, 30, 5.0), [one])
-        '`joint` against `single`: helped all 1, hurt none. Mean gain +0.1000 [+0.0500, +0.1500].'
+        '`joint` against `single`: helped all 1, hurt none. Mean score better on 1 of 1. Mean gain +0.1000 [+0.0500, +0.1500].'
     """
     if summary.failed and not verdicts:
         return f"`{summary.recipe}` gave no model: {error}."
@@ -32,6 +34,7 @@ def recipe_sentence(summary: Summary, verdicts: Sequence[Verdict], error: str = 
     hurt = [verdict.task for verdict in verdicts if verdict.word == "hurt"]
     text += _count(summary.hurt, total) + (f" ({', '.join(hurt[:5])}{', ...' if len(hurt) > 5 else ''})" if hurt else "")
     text += f", {summary.undecided} of {total} undecided." if summary.undecided else "."
+    text += f" Mean score better on {sum(verdict.gain > 0 for verdict in verdicts)} of {total}."
     if summary.gain is not None:
         text += f" Mean gain {summary.gain:+.4f}" + _interval(summary.low, summary.high) + "."
     if summary.failed:
@@ -45,9 +48,8 @@ def overall_sentence(summaries: Sequence[Summary], n_seeds: int) -> str:
     if not compared:
         return "Only single-task baselines were trained: there is nothing to compare yet."
     if n_seeds < LEAST_SEEDS:
-        return (
-            f"{n_seeds} seed{'s' if n_seeds > 1 else ''} cannot tell helped from lucky: use at least {LEAST_SEEDS}, better 10."
-        )
+        some = f"{n_seeds} seed{'s' if n_seeds > 1 else ''}"
+        return f"{some} cannot tell helped from lucky: use at least {LEAST_SEEDS}, better {GOOD_SEEDS}."
     safe = [summary for summary in compared if summary.helped and not summary.hurt and not summary.failed]
     if safe:
         best = max(safe, key=lambda summary: (summary.helped, summary.gain or 0.0))
@@ -59,6 +61,21 @@ def overall_sentence(summaries: Sequence[Summary], n_seeds: int) -> str:
         mixed = "" if not worst.helped else f", though it helped {worst.helped}"
         return f"Learning together has a price here: `{worst.recipe}` hurt {worst.hurt} of {_total(worst)} tasks{mixed}."
     return _on_average([summary for summary in compared if not summary.failed])
+
+
+def seeds_sentence(summaries: Sequence[Summary], n_seeds: int) -> str:
+    """What more seeds could decide; empty where there are enough, or where everything is decided.
+
+    Example:
+        >>> seeds_sentence([Summary("joint", "single", 0, 0, 42, 0.1, -0.1, 0.3, (), 1.0, 10, 30, 5.0)], n_seeds=5)
+        '5 seeds are few for 42 tasks: after correction only large effects are decided. Try 10 or more.'
+    """
+    undecided = max((summary.undecided for summary in summaries), default=0)
+    if not LEAST_SEEDS <= n_seeds < GOOD_SEEDS or not undecided:
+        return ""
+    total = max(_total(summary) for summary in summaries)
+    few = f"{n_seeds} seeds are few for {total} tasks"
+    return f"{few}: after correction only large effects are decided. Try {GOOD_SEEDS} or more."
 
 
 def _on_average(compared: Sequence[Summary]) -> str:

@@ -1,0 +1,75 @@
+"""What the benchmarks share: pinned threads, interleaved medians, a table and a JSON file."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+# Before any of them is imported: one BLAS thread, so that rivals meet on equal terms.
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def race(contestants: dict[str, Callable[[], object]], rounds: int = 7) -> dict[str, list[float]]:
+    """Seconds of each contestant in each round, run in turn (A B A B ...) after one uncounted round.
+
+    In turn, because a machine's speed drifts: ratios are taken within a round.
+    """
+    torch.set_num_threads(1)
+    for run in contestants.values():
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name, run in contestants.items():
+            start = perf_counter()
+            run()
+            seconds[name].append(perf_counter() - start)
+    return seconds
+
+
+def ratio(seconds: dict[str, list[float]], numerator: str, denominator: str) -> dict[str, float]:
+    """Median, least and greatest ratio within rounds."""
+    ratios = np.divide(seconds[numerator], seconds[denominator])
+    return {"median": float(np.median(ratios)), "least": float(ratios.min()), "greatest": float(ratios.max())}
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on."""
+    model = ""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+        model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
+    return {
+        "processor": model or platform.processor(),
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "torch": torch.__version__,
+    }
+
+
+def publish(name: str, title: str, rows: list[dict[str, Any]]) -> None:
+    """Print the rows as a Markdown table and write them to `results/NAME.json`."""
+    headings = list(rows[0])
+    print(f"\n{title}\n")
+    print("| " + " | ".join(headings) + " |")
+    print("|" + "---|" * len(headings))
+    for row in rows:
+        print("| " + " | ".join(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()) + " |")
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    sys.stdout.flush()
