@@ -1,4 +1,7 @@
-"""The documentation: every example runs and prints what the page says, every public name is there, the site builds."""
+"""The documentation: every example runs and prints what the page shows, every public name is there, the site builds.
+
+`python -m tests.test_docs` runs the examples and writes what they print into the pages.
+"""
 
 import contextlib
 import io
@@ -6,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -25,53 +29,50 @@ ROOMS = ("tasks", "linear", "deep", "study")
 BIN = Path(sys.executable).parent
 # These would start this test again, or install what is installed.
 NOT_RUN = re.compile(r"(make (test|setup|lint|docs|bench|help)|git clone)\b")
+WIDTH = 100
 FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 @dataclass
 class Block:
-    """A fenced block of a page: its language, its first line, its text, and the output that the page shows under it."""
+    """A fenced block of a page that is run, and the text block after it, which shows what it prints."""
 
     page: Path
-    language: str
-    line: int
     text: str
-    output: str | None = None
+    line: int
+    shown: re.Match[str] | None = None
 
     @property
     def place(self):
-        return f"{self.page.relative_to(ROOT)}, the {self.language} block at line {self.line}"
+        return f"{self.page.relative_to(ROOT)}, the block at line {self.line}"
 
 
 def blocks_of(page):
-    """The bash and python blocks of a page; a text block right under one is its output."""
+    """The bash and Python blocks of a page, each with its language."""
     text = page.read_text(encoding="utf-8")
-    found = list(FENCE.finditer(text))
-    blocks = [Block(page, m[1], text[: m.start()].count("\n") + 1, m[2]) for m in found]
-    for (one, match), (two, after) in pairwise(zip(blocks, found, strict=True)):
-        if two.language == "text" and not text[match.end() : after.start()].strip():
-            one.output = two.text
-    return [block for block in blocks if block.language in {"bash", "python"}]
+    fences = [*FENCE.finditer(text), None]
+    for fence, after in pairwise(fences):
+        if fence[1] in {"bash", "python"}:
+            shown = after if after is not None and after[1] == "text" else None
+            yield fence[1], Block(page, fence[2], text[: fence.start()].count("\n") + 1, shown)
 
 
-def run_bash(block, folder):
+def run_bash(block):
     """What the block prints; a command that fails stops it."""
-    lines = []
-    for line in block.text.splitlines():
-        if NOT_RUN.match(line):
-            continue
-        line = f"{line.replace('make demo', 'taskloom demo')} --out demo" if line == "make demo" else line
-        lines.append(re.sub(r"^\.venv/bin/", "", line))
+    lines = [line for line in block.text.splitlines() if not NOT_RUN.match(line)]
+    script = re.sub(r"^make demo$", "taskloom demo --out demo", "\n".join(lines), flags=re.MULTILINE)
+    script = re.sub(r"^\.venv/bin/", "", script, flags=re.MULTILINE)
     environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-    command = ["bash", "-euo", "pipefail", "-c", "\n".join(lines)]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, f"{block.place} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
 def run_python(block, module):
-    """What the block prints; blocks of a page go on where the one before ended."""
-    # Empty lines put errors, and what a cached result is found by, at the block's own place in the page.
+    """What the block prints; it goes on where the one before it on the page ended."""
+    # Empty lines put errors, and the source that a cached result is found by, at the block's own place in the page.
     code = compile("\n" * block.line + block.text, str(block.page), "exec", dont_inherit=True)
     printed = io.StringIO()
     try:
@@ -83,10 +84,35 @@ def run_python(block, module):
     return printed.getvalue()
 
 
-def _form(output):
-    """Output without what differs from machine to machine: numbers, and the space that they take."""
-    shown = re.sub(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?", "0", output)
-    return [" ".join(line.split()) for line in shown.splitlines() if line.strip()]
+def run_page(page, folder):
+    """Run a page in a folder: its blocks, and what each prints."""
+    module = ModuleType("page")
+    sys.modules["page"] = module
+    rich.reconfigure(width=WIDTH)
+    with contextlib.chdir(folder):
+        for language, block in blocks_of(page):
+            yield block, run_bash(block) if language == "bash" else run_python(block, module)
+    rich.reconfigure()
+    del sys.modules["page"]
+
+
+def agree(printed, shown):
+    """Whether two outputs are equal but for numbers and the space they take; a line `...` shown stands for any lines."""
+    printed, shown = (
+        "".join(" ".join(re.sub(r"[+-]?\d+(\.\d+)?", "0", line).split()) + "\n" for line in text.splitlines() if line.strip())
+        for text in (printed, shown)
+    )
+    return (
+        re.fullmatch(
+            re.escape(shown).replace(
+                r"\.\.\.\
+",
+                "(.*\n)*",
+            ),
+            printed,
+        )
+        is not None
+    )
 
 
 @pytest.fixture(scope="session")
@@ -96,31 +122,22 @@ def fits_of_the_docs(tmp_path_factory):
 
 
 @pytest.fixture
-def module(request, tmp_path, monkeypatch, fits_of_the_docs):
-    """A fresh module for the Python blocks of a page, in a folder of its own; what it registers is forgotten after it."""
-    monkeypatch.chdir(tmp_path)
+def _as_before(monkeypatch, fits_of_the_docs):
+    """The cache and the width of the pages; what a page registers is forgotten after it."""
     monkeypatch.setenv("TASKLOOM_CACHE", str(fits_of_the_docs))
-    monkeypatch.setenv("COLUMNS", "100")
-    for known in (registry._RECIPES, registry._PREDICTORS):
-        for name, value in known.items():
-            monkeypatch.setitem(known, name, value)
-    known = {id(kept): set(kept) for kept in (registry._RECIPES, registry._PREDICTORS)}
-    module = ModuleType("page")
-    monkeypatch.setitem(sys.modules, "page", module)
-    rich.reconfigure(width=100)
-    yield module
-    rich.reconfigure()
-    for kept in (registry._RECIPES, registry._PREDICTORS):
-        for name in set(kept) - known[id(kept)]:
-            del kept[name]
+    monkeypatch.setenv("COLUMNS", str(WIDTH))
+    kept = [(known, dict(known)) for known in (registry._RECIPES, registry._PREDICTORS)]
+    yield
+    for known, before in kept:
+        known.clear()
+        known.update(before)
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks_of(p)], ids=lambda page: str(page.relative_to(ROOT)))
-def test_examples_run_and_print_what_the_page_shows(page, module, tmp_path):
-    for block in blocks_of(page):
-        printed = run_bash(block, tmp_path) if block.language == "bash" else run_python(block, module)
-        if block.output is not None:
-            assert _form(printed) == _form(block.output), f"{block.place} prints:\n{printed}"
+@pytest.mark.parametrize("page", [p for p in PAGES if any(blocks_of(p))], ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.usefixtures("_as_before")
+def test_examples_run_and_print_what_the_page_shows(page, tmp_path):
+    for block, printed in run_page(page, tmp_path):
+        assert block.shown is None or agree(printed, block.shown[2]), f"{block.place} prints:\n{printed}"
 
 
 def _kind_of(part):
@@ -194,3 +211,20 @@ def test_the_reference_has_every_public_name(site, room):
 def test_the_site_needs_no_network(site):
     for page in site.rglob("*.html"):
         assert not re.findall(r'(?:src|<link[^>]*href)="(?:https?:)?//[^"]*"', page.read_text(encoding="utf-8")), page
+
+
+def write_outputs(page, folder):
+    """Put what the blocks of a page print into the text blocks after them; those with a line `...` are left alone."""
+    text = page.read_text(encoding="utf-8")
+    for block, printed in reversed(list(run_page(page, folder))):
+        if block.shown is not None and "\n...\n" not in block.shown[2]:
+            lines = [line.rstrip() for line in printed.strip("\n").splitlines()]
+            text = "\n".join([text[: block.shown.start(2)] + lines[0], *lines[1:], text[block.shown.end(2) :]])
+    page.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    os.environ["COLUMNS"] = str(WIDTH)
+    for each in PAGES:
+        with tempfile.TemporaryDirectory() as temporary:
+            write_outputs(each, temporary)

@@ -36,8 +36,7 @@ def test_one_outcome_of_many_patients(real_data, tmp_path):
     data = read_table(path, target="total_UPDRS", by="subject#", options=TableOptions(drop=["motor_UPDRS"]))
     result = study(data, FAST_RECIPES, seeds=3, options=StudyOptions(budget=2, cache=tmp_path))
     assert len(result.verdicts) == 42
-    # A patient's score moves nearly along a line in time, alike for all: sharing helps short-trained nets on the whole.
-    joint = next(summary for summary in result.summaries if summary.recipe == "joint")
-    assert joint.low is not None
-    assert joint.low > 0
+    # A patient's score moves nearly along a line in time: any recipe foretells a good part of it.
+    for info in result.recipes:
+        assert np.mean([unit.scores for unit in result.units if unit.recipe == info.label]) > 0.3, info.label
     assert result.report(tmp_path / "report.html").stat().st_size > 1e6
