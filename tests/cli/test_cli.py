@@ -52,7 +52,7 @@ def test_fit_and_predict_through_files(table, tmp_path):
     model, predictions = tmp_path / "model", tmp_path / "predictions.csv"
     done = run("fit", *question(table), "--recipe", "ridge", "--save", model)
     assert done.exit_code == 0, done.output
-    assert "age below 35" in done.stdout
+    assert "under 35" in done.stdout
     assert run("predict", model, table, "--out", predictions).exit_code == 0
     frame = pl.read_csv(predictions)
     assert frame.columns == ["task", "prediction"]
@@ -91,7 +91,7 @@ def test_shared_rows_kinds_and_columns_left_out(tmp_path):
         (["--targets", "bmi", "--seeds", "0"], "`seeds`=0"),
         (["--targets", "bmi", "--budget", "0"], "`budget`=0"),
         (["--target", "progression", "--by", "bmi"], "target of task `18` is constant"),
-        (["--target", "progression", "--by", "age group", "--skip-tasks", "age below 36"], "did you mean `age below 35`"),
+        (["--target", "progression", "--by", "age group", "--skip-tasks", "under 36"], "did you mean `under 35`"),
     ],
 )
 def test_bad_input_ends_with_one_sentence_and_exit_2(arguments, message, table, tmp_path):

@@ -152,7 +152,7 @@ def test_a_net_that_diverges_is_said_to_have(own_parts):
     train, validation, _ = own_parts
     options = dataclasses.replace(FAST, learning_rate=1e30)
     assert fit(SharedBottom(10, train.tasks), train, validation, options=options).failed
-    with pytest.raises(FitError, match="every learning rate of \\[1e\\+30\\] diverged on task `age below 35`"):
+    with pytest.raises(FitError, match="every learning rate of \\[1e\\+30\\] diverged on task `under 35`"):
         fit_singles(MLP(), train, validation, rates=[1e30], options=options)
 
 
@@ -160,6 +160,22 @@ def test_a_net_with_wrong_outputs_is_refused_before_any_work(own_parts):
     train, validation, _ = own_parts
     with pytest.raises(OptionError, match="one column for each regression"):
         fit(nn.Linear(10, 2), train, validation, options=FAST)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_other_precisions_learn_as_much(precision, own_parts):
+    train, validation, _ = own_parts
+    results = [
+        fit(
+            new_net(MLP((8,)), (10,), train.tasks, 0),
+            train,
+            validation,
+            options=dataclasses.replace(FAST, precision=p, max_steps=150),
+        )
+        for p in (precision, "32-true")
+    ]
+    ours, plain = (result.validation_loss.mean() for result in results)
+    assert ours == pytest.approx(plain, rel=0.05)
 
 
 def test_the_callers_generator_is_left_alone(own_parts):

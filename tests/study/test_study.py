@@ -2,9 +2,11 @@ import json
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import joblib
 import jsonschema
 import numpy as np
 import pytest
+from joblib.parallel import ThreadingBackend
 from tests.study.conftest import FAST_RECIPES
 
 from taskloom.linear import LinearPredictor, RidgeRecipe
@@ -57,7 +59,7 @@ def _scores(result):
 def test_who_is_hurt_is_said_and_the_rest_left_undecided():
     result = study(GROUPS_RMSE, [ShiftedRecipe(hurt=(1, 4))], seeds=10, options=StudyOptions(cache=False))
     words = {verdict.task: verdict.word for verdict in result.verdicts}
-    assert [task for task, word in words.items() if word == "hurt"] == ["age 35 to 41", "age 56 to 62"]
+    assert [task for task, word in words.items() if word == "hurt"] == ["35 to 41", "56 to 62"]
     assert set(words.values()) == {"hurt", "undecided"}
     assert "`shifted` hurt 2 of 6 tasks" in result.words()[0]
     # A recipe equal to its baseline gains exactly nothing.
@@ -110,6 +112,24 @@ def test_numbers_do_not_depend_on_how_many_run_at_once_or_on_what_else_is_traine
     parallel = study(GROUPS, FAST_RECIPES[1:], seeds=[3, 1], n_jobs=2, options=options)
     known = _scores(small_study)
     for key, scores in _scores(parallel).items():
+        assert scores == known[key]
+
+
+def test_any_registered_joblib_backend_serves(small_study):
+    started = []
+
+    class CountingBackend(ThreadingBackend):
+        def submit(self, func, callback=None):
+            started.append(func)
+            return super().submit(func, callback)
+
+    joblib.register_parallel_backend("counting", CountingBackend)
+    options = StudyOptions(budget=2, cache=False)
+    with joblib.parallel_config("counting", n_jobs=3):
+        threaded = study(GROUPS, FAST_RECIPES[1:], seeds=3, options=options)
+    assert len(started) >= 6
+    known = _scores(small_study)
+    for key, scores in _scores(threaded).items():
         assert scores == known[key]
 
 

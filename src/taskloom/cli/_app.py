@@ -9,7 +9,7 @@ import typer
 
 import taskloom
 from taskloom.cli import _options as opt
-from taskloom.cli._show import print_json, print_model, print_recipes, print_study, user_errors, write_columns
+from taskloom.cli._show import own_name, print_json, print_model, print_recipes, print_study, user_errors, write_columns
 
 if TYPE_CHECKING:
     from taskloom.study import Study
@@ -52,9 +52,10 @@ def demo(
         typer.echo(f"table:  {table}")
         question = f"{table} --target {DEMO_TARGET} --by '{data.by}'"
         typer.echo("\nnext, the same on a table of your own, a model to keep, and its predictions:")
-        typer.echo(f"  taskloom study {question}")
-        typer.echo(f"  taskloom fit {question} --recipe joint --save {out / 'model'}")
-        typer.echo(f"  taskloom predict {out / 'model'} {table}")
+        command = own_name()
+        typer.echo(f"  {command} study {question}")
+        typer.echo(f"  {command} fit {question} --recipe joint --save {out / 'model'}")
+        typer.echo(f"  {command} predict {out / 'model'} {table}")
 
 
 @app.command("study")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -35,6 +36,15 @@ def user_errors() -> Generator[None]:
     except (TaskloomError, FitError) as error:
         Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), str(error)))
         raise typer.Exit(USER_ERROR if isinstance(error, TaskloomError) else FIT_ERROR) from error
+
+
+def own_name() -> str:
+    """What to type to call this command line again: its name, or its path where the shell would not find it."""
+    called = Path(sys.argv[0])
+    found = shutil.which("taskloom")
+    if called.name != "taskloom" or (found is not None and Path(found).resolve() == called.resolve()):
+        return "taskloom"
+    return str(called)
 
 
 def print_json(value: Any) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,6 +25,7 @@ from taskloom.study._progress import progress_bar
 from taskloom.study._unit import Unit, run_unit
 from taskloom.tasks import DataError, OptionError, Recipe, Task, TaskData, get_recipe, recipe_classes, split_rows
 
+_ONE_FIT_A_PROCESS = threading.Lock()
 RESULTS_FORMAT = "taskloom-study"
 RESULTS_VERSION = 1
 
@@ -162,7 +164,7 @@ def study(
     recipes: Sequence[str | Recipe] | None = None,
     *,
     seeds: int | Sequence[int] = 5,
-    n_jobs: int = 1,
+    n_jobs: int | None = None,
     options: StudyOptions | None = None,
     progress: bool | Callable[[int, int, str], None] | None = None,
 ) -> Study:
@@ -179,8 +181,8 @@ def study(
         data: the tasks.
         recipes: names or recipe objects; default: all registered. The baselines of their families are added.
         seeds: a number S (0 ... S - 1) or the seeds themselves; at least 3 for a verdict.
-        n_jobs: fits at once, as joblib counts them (-1: all cores). Any registered joblib backend serves, and the numbers are
-            the same for every `n_jobs`.
+        n_jobs: fits at once, as joblib counts them (-1: all cores; None: one, or what `joblib.parallel_config` says). Any
+            registered joblib backend serves, and the numbers are the same for every one.
         options: split, budget, confidence, cache.
         progress: True or False for a bar on standard error, a function (done, total, what), or None: a bar on a terminal.
 
@@ -246,9 +248,9 @@ def describe(data: TaskData) -> dict[str, Any]:
 
 
 def _run_all(
-    data: TaskData, missing: Sequence[tuple[Recipe, int]], options: StudyOptions, cache: UnitCache, n_jobs: int
+    data: TaskData, missing: Sequence[tuple[Recipe, int]], options: StudyOptions, cache: UnitCache, n_jobs: int | None
 ) -> Iterator[Unit]:
-    if n_jobs == 1:
+    if joblib.effective_n_jobs(n_jobs) == 1:
         for recipe, seed in missing:
             yield _run_and_keep(data, recipe, seed, options, cache)
         return
@@ -257,7 +259,9 @@ def _run_all(
 
 
 def _run_and_keep(data: TaskData, recipe: Recipe, seed: int, options: StudyOptions, cache: UnitCache) -> Unit:
+    # Threads of one process would share torch's generator: there the fits take turns, and stay the same to the bit.
+    with _ONE_FIT_A_PROCESS:
+        unit = run_unit(data, recipe, seed, options)
     # Kept by the worker itself: a study killed at any moment loses only the fits under way.
-    unit = run_unit(data, recipe, seed, options)
     cache.put(recipe, unit)
     return unit

@@ -67,7 +67,7 @@ def load_diabetes_tasks(shape: str = "outcomes") -> TaskData:
     if shape == "age_groups":
         group = np.digitize(table.data[:, names.index("age")], AGE_LIMITS)
         limits = [f"{low} to {high - 1}" for low, high in pairwise(AGE_LIMITS)]
-        tasks = tuple(Task(f"age {label}") for label in (f"below {AGE_LIMITS[0]}", *limits, f"{AGE_LIMITS[-1]} and above"))
+        tasks = tuple(Task(label) for label in (f"under {AGE_LIMITS[0]}", *limits, f"{AGE_LIMITS[-1]} and over"))
         return TaskData(tasks, Features(table.data, names), table.target, group, "age group")
     if shape != "outcomes":
         raise unknown("shape of the diabetes tasks", shape, ("outcomes", "age_groups"))
