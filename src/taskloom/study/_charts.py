@@ -6,16 +6,14 @@ Letters: K tasks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 import plotly.io as pio
 
 from taskloom.study._compare import Verdict
-
-if TYPE_CHECKING:
-    from taskloom.study._study import Study
+from taskloom.study._outcome import Outcome
 
 # Okabe & Ito's palette: told apart by colour-blind readers; the marks differ in shape as well.
 VERDICT_COLOURS = {"helped": "#009E73", "hurt": "#D55E00", "undecided": "#767676"}
@@ -24,7 +22,7 @@ _RECIPE_COLOURS = ("#0072B2", "#E69F00", "#CC79A7", "#009E73", "#56B4E9", "#D55E
 _CONFIG = {"displayModeBar": False, "responsive": True}
 
 
-def gain_chart(study: Study, verdicts: Sequence[Verdict]) -> go.Figure:
+def gain_chart(study: Outcome, verdicts: Sequence[Verdict]) -> go.Figure:
     """Gain of every task over its baseline with the interval, tasks from most helped to most hurt."""
     ordered = sorted(verdicts, key=lambda verdict: verdict.gain)
     figure = go.Figure()
@@ -81,7 +79,7 @@ def _readable_range(verdicts: Sequence[Verdict]) -> tuple[list[float] | None, in
     return ([low - margin, high + margin], cut) if cut else (None, 0)
 
 
-def curve_chart(study: Study, log_scale: bool = False) -> go.Figure:
+def curve_chart(study: Outcome, log_scale: bool = False) -> go.Figure:
     """Validation loss over optimizer steps: one line a seed, one colour a recipe."""
     figure = go.Figure()
     labels = [info.label for info in study.recipes if any(unit.curves for unit in study.units if unit.recipe == info.label)]

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from taskloom.study._charts import curve_chart, gain_chart, to_html
-
-if TYPE_CHECKING:
-    from taskloom.study._study import Study
+from taskloom.study._outcome import Outcome
 
 _TEMPLATES = resources.files("taskloom.study") / "templates"
 
@@ -28,7 +26,7 @@ def results_schema() -> dict[str, Any]:
     return json.loads((_TEMPLATES / "results.schema.json").read_text(encoding="utf-8"))
 
 
-def render_report(study: Study) -> str:
+def render_report(study: Outcome) -> str:
     """The report as HTML that needs no other file and no network."""
     # Text from tables (task names, column names) is escaped; only what plotly wrote is taken as it is.
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -60,11 +58,11 @@ def render_report(study: Study) -> str:
     )
 
 
-def _options(study: Study) -> dict[str, Any]:
+def _options(study: Outcome) -> dict[str, Any]:
     return {"seeds": study.seeds} | study.to_json()["options"]
 
 
-def _score_rows(study: Study) -> list[dict[str, Any]]:
+def _score_rows(study: Outcome) -> list[dict[str, Any]]:
     """Mean test score of every recipe on every task; the best is marked."""
     scores = {
         info.label: [unit.scores for unit in study.units if unit.recipe == info.label and unit.scores] for info in study.recipes

@@ -5,87 +5,35 @@ Letters: K tasks, S seeds.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import joblib
 from rich.table import Table
 
-from taskloom.study._cache import UnitCache, environment
-from taskloom.study._compare import RecipeInfo, Summary, Verdict, compare
+from taskloom.study._cache import UnitCache
+from taskloom.study._compare import RecipeInfo
 from taskloom.study._files import write_file
 from taskloom.study._options import StudyOptions, seed_list
+from taskloom.study._outcome import Outcome
 from taskloom.study._progress import progress_bar
+from taskloom.study._report import render_report
+from taskloom.study._tables import summary_table, verdict_table
 from taskloom.study._unit import Unit, run_unit
-from taskloom.tasks import DataError, OptionError, Recipe, Task, TaskData, get_recipe, recipe_classes, split_rows
+from taskloom.tasks import OptionError, Recipe, TaskData, get_recipe, recipe_classes, split_rows
 
 _ONE_FIT_A_PROCESS = threading.Lock()
-RESULTS_FORMAT = "taskloom-study"
-RESULTS_VERSION = 1
 
 
-@dataclass
-class Study:
-    """The outcome of a study.
+class Study(Outcome):
+    """The outcome of a study, with its table, its report and its results file.
 
-    Attributes:
-        tasks: the K tasks.
-        data: what the data are, JSON-able.
-        recipes: what was trained.
-        seeds: S seeds.
-        options: how.
-        units: one for each recipe and seed.
-        environment: versions that the numbers depend on.
+    The attributes are those of `Outcome`: `tasks`, `data`, `recipes`, `seeds`, `options`, `units`, `environment`, and what
+    follows from them: `verdicts`, `summaries`, `words()`.
     """
-
-    tasks: tuple[Task, ...]
-    data: dict[str, Any]
-    recipes: list[RecipeInfo]
-    seeds: list[int]
-    options: StudyOptions
-    units: list[Unit]
-    environment: dict[str, Any] = field(default_factory=environment)
-
-    @cached_property
-    def _compared(self) -> tuple[list[Verdict], list[Summary]]:
-        return compare(self.tasks, self.recipes, self.units, self.options.confidence)
-
-    @property
-    def verdicts(self) -> list[Verdict]:
-        """One for each task and each recipe that is no baseline."""
-        return self._compared[0]
-
-    @property
-    def summaries(self) -> list[Summary]:
-        """One for each recipe."""
-        return self._compared[1]
-
-    def verdicts_of(self, recipe: str) -> list[Verdict]:
-        """The verdicts of one recipe, by its label, in the order of the tasks."""
-        return [verdict for verdict in self.verdicts if verdict.recipe == recipe]
-
-    def words(self) -> list[str]:
-        """The outcome in sentences: one overall, then one for each recipe that is no baseline."""
-        from taskloom.study._words import overall_sentence, recipe_sentence, seeds_sentence
-
-        errors = {unit.recipe: unit.error for unit in self.units if unit.error}
-        baselines = {info.label for info in self.recipes if info.is_baseline}
-        sentences = [
-            overall_sentence(self.summaries, len(self.seeds)),
-            *(
-                recipe_sentence(summary, self.verdicts_of(summary.recipe), errors.get(summary.recipe, ""))
-                for summary in self.summaries
-                if summary.recipe not in baselines or summary.failed
-            ),
-            seeds_sentence(self.summaries, len(self.seeds)),
-        ]
-        return [sentence for sentence in sentences if sentence]
 
     def table(self, *, per_task: bool | None = None) -> Table:
         """The outcome as a table for the terminal; print it with `rich`.
@@ -93,45 +41,8 @@ class Study:
         Args:
             per_task: a row for each task and recipe, or one for each recipe; by default the first up to 40 rows.
         """
-        from taskloom.study._tables import summary_table, verdict_table
-
         detailed = len(self.verdicts) <= 40 if per_task is None else per_task
         return verdict_table(self) if detailed and self.verdicts else summary_table(self)
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything, JSON-able, as `results.schema.json` describes it."""
-        options = {"fractions": list(self.options.fractions), "budget": self.options.budget}
-        return {
-            "format": RESULTS_FORMAT,
-            "version": RESULTS_VERSION,
-            "words": self.words(),
-            "data": self.data,
-            "tasks": [dataclasses.asdict(task) for task in self.tasks],
-            "recipes": [dataclasses.asdict(info) for info in self.recipes],
-            "seeds": self.seeds,
-            "options": options | {"confidence": self.options.confidence},
-            "environment": self.environment,
-            "summaries": [dataclasses.asdict(summary) for summary in self.summaries],
-            "verdicts": [dataclasses.asdict(verdict) for verdict in self.verdicts],
-            "units": [unit.to_json() for unit in self.units],
-        }
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Study:
-        """The study whose `to_json` this is.
-
-        Raises:
-            DataError: it is something else, or of another version.
-        """
-        if value.get("format") != RESULTS_FORMAT or value.get("version") != RESULTS_VERSION:
-            found = (value.get("format"), value.get("version"))
-            raise DataError(f"format and version are {found}; results of a study have {(RESULTS_FORMAT, RESULTS_VERSION)}")
-        tasks = tuple(Task.from_json(task) for task in value["tasks"])
-        how = value["options"]
-        options = StudyOptions(tuple(how["fractions"]), how["budget"], how["confidence"])
-        recipes = [RecipeInfo(**info) for info in value["recipes"]]
-        units = [Unit.from_json(unit) for unit in value["units"]]
-        return cls(tasks, value["data"], recipes, value["seeds"], options, units, value["environment"])
 
     def save_results(self, path: str | Path) -> Path:
         """Write `results.json`.
@@ -148,15 +59,8 @@ class Study:
         Raises:
             OutputError: it cannot be written.
         """
-        from taskloom.study._report import render_report
-
         write_file(Path(path), render_report(self))
         return Path(path)
-
-    def __repr__(self) -> str:
-        return "\n".join(
-            [f"Study of {len(self.tasks)} tasks, {len(self.recipes)} recipes, {len(self.seeds)} seeds", *self.words()]
-        )
 
 
 def study(

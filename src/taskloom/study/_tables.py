@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from taskloom.study._study import Study
+from taskloom.study._outcome import Outcome
 
 _STYLE = {"helped": "bold green", "hurt": "bold red", "undecided": "dim"}
 
 
-def verdict_table(study: Study) -> Table:
+def verdict_table(study: Outcome) -> Table:
     """One row for each task and recipe."""
     metrics = dict.fromkeys(task.metric for task in study.tasks)
     table = Table(
@@ -42,7 +39,7 @@ def verdict_table(study: Study) -> Table:
     return table
 
 
-def summary_table(study: Study) -> Table:
+def summary_table(study: Outcome) -> Table:
     """One row for each recipe: verdicts counted, and what it cost."""
     table = Table(title="Recipes", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("recipe", no_wrap=True)
