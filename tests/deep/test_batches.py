@@ -37,9 +37,23 @@ def test_padding_has_no_label_and_every_label_comes_once():
     data = TaskData.own_rows([(np.ones((3, 2)), [1.0, 2.0, 3.0]), (np.ones((5, 2)), [4.0, 5.0, 6.0, 7.0, 8.0])])
     tensors = TaskTensors(data, torch.float64, torch.device("cpu"))
     for repeats in (1, 2):
-        labels = torch.cat([y for _, y in tensors.all_own(repeats)], dim=1)
+        labels = torch.cat([y for _, y in tensors.all_own(torch.arange(2 * repeats))], dim=1)
         assert labels.shape[0] == 2 * repeats
         assert sorted(labels[~labels.isnan()].tolist()) == sorted([1.0, 2, 3, 4, 5, 6, 7, 8] * repeats)
+
+
+def test_chosen_nets_see_their_tasks_rows(shared_parts, own_parts):
+    for data in (shared_parts[0], own_parts[0]):
+        K = data.n_tasks
+        tensors = TaskTensors(data, torch.float64, torch.device("cpu"))
+        rows = RowDealer(tensors.pools(), 4, seed=0).rows(0)
+        everyone, some = torch.arange(2 * K), torch.tensor([1, K, 2 * K - 1])
+        x, labels = tensors.own(rows, everyone)
+        few_x, few_labels = tensors.own(rows, some)
+        assert torch.equal(few_x, x[some])
+        assert torch.equal(few_labels, labels[some])
+        assert torch.equal(torch.cat([y for _, y in tensors.all_own(some)], 1).nansum(1),
+                           torch.cat([y for _, y in tensors.all_own(everyone)], 1).nansum(1)[some])  # fmt: skip
 
 
 def test_features_that_are_not_finite_are_refused():

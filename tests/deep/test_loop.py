@@ -9,10 +9,10 @@ from torch import nn
 
 from taskloom.deep import MLP, FitOptions, SharedBottom, SumStep, fit, fit_singles
 from taskloom.deep._batches import RowDealer, TaskTensors
-from taskloom.deep._fit import _joint_feed, new_net
+from taskloom.deep._fit import _joint_feed, _stacked_loop, new_net
 from taskloom.deep._loop import FitLoop, make_fabric
 from taskloom.deep._nets import OwnRowsNet, SharedRowsNet
-from taskloom.tasks import FitError, ModelFileError, OptionError, TaskData, load_diabetes_tasks
+from taskloom.tasks import FitError, ModelFileError, OptionError, TaskData, load_diabetes_tasks, load_digits_tasks
 
 FAST = FitOptions(max_steps=60, validate_every=5, batch_size=16, accelerator="cpu", learning_rate=3e-3)
 
@@ -31,6 +31,28 @@ class TestFitLoopKeepsItsContract(ResumeContract):
 
     def advance(self, thing, n):
         thing.run(stop_after=thing.step + n)
+
+
+class TestStackedLoopKeepsItsContract(ResumeContract):
+    """Nets side by side of which some stop and are left out before the save."""
+
+    steps = 60
+
+    def make(self):
+        train, validation, _ = encoded_parts(load_digits_tasks())
+        options = dataclasses.replace(FAST, max_steps=200, patience=2)
+        torch.manual_seed(5)
+        return _stacked_loop(MLP((6,)), (train, validation), range(5), [1e-3, 1e-1], (options, 0))[2]
+
+    def advance(self, thing, n):
+        thing.run(stop_after=thing.step + n)
+
+    def test_some_nets_are_left_out_by_then(self):
+        loop = self.make()
+        self.advance(loop, self.steps)
+        assert loop.chosen is not None
+        assert 0 < len(loop.chosen) < 10
+        assert len(loop.module(torch.zeros(len(loop.chosen), 3, 64))) == len(loop.chosen)
 
 
 def _joint(parts, options=FAST, checkpoint=None, seed=0):

@@ -92,11 +92,17 @@ class TaskTensors:
         rows = rows[0].to(self.x.device)
         return self.x[rows], self.y[rows].T
 
-    def own(self, rows: Tensor, repeats: int = 1) -> tuple[Tensor, Tensor]:
-        """Features (R, B, ...) and labels (R, B) of rows (R, B), row r for task r mod K; all `repeats` times."""
-        place = rows.to(self.x.device) if repeats == 1 else rows.to(self.x.device).repeat(repeats, 1)
+    def own(self, rows: Tensor, nets: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Features (M, B, ...) and labels (M, B) for nets of which net m learns task m mod K from rows (K, B) of its own.
+
+        Args:
+            rows: row numbers of each task.
+            nets: (M,) numbers of the nets; None: one for each task.
+        """
+        tasks = torch.arange(len(rows)) if nets is None else nets % self.data.n_tasks
+        place = (rows if nets is None else rows[tasks]).to(self.x.device)
         if self.data.is_shared:
-            tasks = torch.arange(len(place), device=place.device) % self.data.n_tasks
+            tasks = tasks.to(self.x.device)
             labels = self._by_task[tasks.unsqueeze(1), place]
         else:
             labels = self.y[place]
@@ -115,14 +121,16 @@ class TaskTensors:
         for start in range(0, len(self.x), _ROWS_AT_ONCE):
             yield self.x[start : start + _ROWS_AT_ONCE], self.y[start : start + _ROWS_AT_ONCE].T
 
-    def all_own(self, repeats: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
-        """All labelled rows of every task, some at a time, as `own` gives them, for `repeats` nets a task."""
+    def all_own(self, nets: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """All labelled rows of every net's task, some at a time, as `own` gives them; padding has no label."""
         pools = self.pools()
         longest = max(len(pool) for pool in pools)
         padded: NDArray[Any] = np.stack([np.pad(pool, (0, longest - len(pool)), constant_values=-1) for pool in pools])
-        rows = torch.from_numpy(np.tile(padded, (repeats, 1)))
-        width = max(1, _ROWS_AT_ONCE // len(rows))
+        rows = torch.from_numpy(padded)
+        n_nets = len(rows) if nets is None else len(nets)
+        width = max(1, _ROWS_AT_ONCE // n_nets)
         for start in range(0, longest, width):
             part = rows[:, start : start + width]
-            x, labels = self.own(part.clamp(min=0))
-            yield x, labels.masked_fill((part < 0).to(labels.device), torch.nan)
+            x, labels = self.own(part.clamp(min=0), nets)
+            is_padding = (part if nets is None else part[nets % len(part)]) < 0
+            yield x, labels.masked_fill(is_padding.to(labels.device), torch.nan)

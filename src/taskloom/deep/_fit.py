@@ -197,38 +197,49 @@ def _fit_group(
     how: tuple[FitOptions, int],
 ) -> dict[tuple[int, float], _Trained]:
     """Nets of one shape for the chosen tasks at all rates, trained as one stack; slot m serves task m % K at rate m // K."""
-    options, seed = how
-    train, validation = (_only(part, chosen) for part in parts)
-    fabric = make_fabric(options)
-    with _session(seed, _dtype(options)):
-        shape = train.X.shape[1:]
-        # Each net's weights follow from the seed and its own task alone, however many are trained beside it.
-        nets = [new_net(make_net, shape, [train.tasks[k]], seed, t) for _ in rates for k, t in enumerate(chosen)]
-        check_outputs(nets[0], shape, [train.tasks[0]])
-        stacked = StackedNets(nets, n_groups=len(rates)).to(_dtype(options))
-        groups = [{"params": group, "lr": rate} for group, rate in zip(stacked.parameter_groups(), rates, strict=True)]
-        module, optimizer = prepare(fabric, stacked, _adam(fabric, groups), options.precision)
-        tensors = [TaskTensors(part, _dtype(options), fabric.device) for part in (train, validation)]
-        pools = [parts[0].rows(t) for t in chosen]
-        dealer = RowDealer(pools, options.batch_size, seed, keys=chosen)
-        feed = Feed(
-            train=lambda step: tensors[0].own(dealer.rows(step), repeats=len(rates)),
-            validation=lambda: tensors[1].all_own(len(rates)),
-            losses=TaskLosses([*train.tasks] * len(rates), complete=True),
-            look=TaskLosses([*train.tasks] * len(rates)),
-            judge=lambda losses: losses,
-        )
-        loop = FitLoop(module, SumStep(optimizer, fabric), feed, options)
+    nets, stacked, loop = _stacked_loop(make_net, parts, chosen, rates, how)
+    with _session(how[1], _dtype(how[0])):
         loop.run()
     weights = {name: value.cpu() for name, value in loop.best.items()}
-    results = {}
+    has_failed, results = loop.has_failed(), {}
     for m, net in enumerate(nets):
         g, k = divmod(m, len(chosen))
         net.load_state_dict(stacked.net_state(weights, m))
         curve = [(step, float(criteria[m])) for step, criteria in loop.curve]
-        loss = float("inf") if loop.has_failed()[m] else float(loop.best_losses[m])
+        loss = float("inf") if has_failed[m] else float(loop.best_losses[m])
         results[chosen[k], rates[g]] = _Trained(net.eval(), rates[g], loss, int(loop.unit_steps[m]), curve)
     return results
+
+
+def _stacked_loop(
+    make_net: NetFactory,
+    parts: tuple[TaskData, TaskData],
+    chosen: Sequence[int],
+    rates: Sequence[float],
+    how: tuple[FitOptions, int],
+) -> tuple[list[nn.Module], StackedNets, FitLoop]:
+    """The nets of `_fit_group`, their stack, and the loop that trains it."""
+    options, seed = how
+    train, validation = (_only(part, chosen) for part in parts)
+    shape, fabric = train.X.shape[1:], make_fabric(options)
+    # Each net's weights follow from the seed and its own task alone, however many are trained beside it.
+    nets = [new_net(make_net, shape, [train.tasks[k]], seed, t) for _ in rates for k, t in enumerate(chosen)]
+    check_outputs(nets[0], shape, [train.tasks[0]])
+    stacked = StackedNets(nets, n_groups=len(rates)).to(_dtype(options))
+    groups = [{"params": group, "lr": rate} for group, rate in zip(stacked.parameter_groups(), rates, strict=True)]
+    module, optimizer = prepare(fabric, stacked, _adam(fabric, groups), options.precision)
+    tensors = [TaskTensors(part, _dtype(options), fabric.device) for part in (train, validation)]
+    dealer = RowDealer([parts[0].rows(t) for t in chosen], options.batch_size, seed, keys=chosen)
+    everyone = torch.arange(len(nets))
+    feed = Feed(
+        train=lambda step, active: tensors[0].own(dealer.rows(step), everyone if active is None else active),
+        validation=lambda active: tensors[1].all_own(everyone if active is None else active),
+        losses=TaskLosses([*train.tasks] * len(rates), complete=True),
+        look=TaskLosses([*train.tasks] * len(rates)),
+        judge=lambda losses: losses,
+    )
+    with _session(seed, _dtype(options)):
+        return nets, stacked, FitLoop(module, SumStep(optimizer, fabric), feed, options)
 
 
 def new_net(make_net: NetFactory, shape: tuple[int, ...], tasks: Sequence[Task], *seed: int) -> nn.Module:
@@ -256,11 +267,11 @@ def _joint_feed(train: TaskTensors, validation: TaskTensors, options: FitOptions
     if train.data.is_shared:
         dealer = RowDealer([np.arange(train.data.n_rows)], options.batch_size, seed)
         losses = TaskLosses(tasks, complete=train.is_complete())
-        return Feed(lambda step: train.shared(dealer.rows(step)), validation.all_shared, losses, look, judge)
+        return Feed(lambda step, _: train.shared(dealer.rows(step)), lambda _: validation.all_shared(), losses, look, judge)
     dealer = RowDealer(train.pools(), options.batch_size, seed)
     # Only labelled rows are dealt to a task that owns its rows.
     losses = TaskLosses(tasks, complete=True)
-    return Feed(lambda step: train.own(dealer.rows(step)), validation.all_own, losses, look, judge)
+    return Feed(lambda step, _: train.own(dealer.rows(step)), lambda _: validation.all_own(), losses, look, judge)
 
 
 def _adam(fabric: Any, groups: list[dict[str, Any]]) -> Optimizer:

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from taskloom.deep._losses import TaskLosses
 from taskloom.deep._options import FitOptions
-from taskloom.deep._stacked import keep_better
+from taskloom.deep._stacked import StackedNets, keep_better
 from taskloom.deep._update import UpdateStep
 from taskloom.tasks import ModelFileError
 
@@ -33,15 +33,15 @@ class Feed:
     """Where a loop's rows come from.
 
     Attributes:
-        train: maps a step number to features and labels (K, B).
-        validation: all validation rows, in parts.
+        train: maps a step number, and the nets still in training (None: all), to features and labels (K, B).
+        validation: all validation rows of those nets, in parts.
         losses: of training outputs (K, B, C) and labels (K, B).
         look: of validation outputs and labels.
         judge: maps validation losses (K,) to the criteria (R,) of early stopping.
     """
 
-    train: Callable[[int], Batch]
-    validation: Callable[[], Iterator[Batch]]
+    train: Callable[[int, Tensor | None], Batch]
+    validation: Callable[[Tensor | None], Iterator[Batch]]
     losses: TaskLosses
     look: TaskLosses
     judge: Callable[[Tensor], Tensor]
@@ -70,8 +70,11 @@ class FitLoop:
     def __init__(self, module: nn.Module, update: UpdateStep, feed: Feed, options: FitOptions) -> None:
         self.module, self.update, self.feed, self.options = module, update, feed, options
         self.step = 0
+        # Nets side by side that still train, once enough of them have stopped; None: all.
+        self.chosen: Tensor | None = None
+        self.train_losses, self.look_losses = feed.losses, feed.look
         self.best = {name: value.detach().clone() for name, value in module.state_dict().items()}
-        self.best_losses = self._validation_losses()
+        self.best_losses = self._validation_losses(None)
         criteria = feed.judge(self.best_losses).cpu()
         self.best_criteria = criteria.nan_to_num(torch.inf)
         self.waited = torch.zeros(len(criteria), dtype=torch.long)
@@ -90,12 +93,13 @@ class FitLoop:
         last = min(self.options.max_steps, stop_after or self.options.max_steps)
         running = bool(self.is_active().any())
         while self.step < last and running:
-            x, labels = self.feed.train(self.step)
+            x, labels = self.feed.train(self.step, self.chosen)
             self.update.step(partial(self._losses, x, labels))
             self.step += 1
             if self.step % self.options.validate_every == 0 or self.step == self.options.max_steps:
                 self._look()
                 running = bool(self.is_active().any())
+                self._narrow_if_worth()
             if checkpoint is not None and self.step % self.options.checkpoint_every == 0:
                 save_checkpoint(checkpoint, self)
 
@@ -108,10 +112,25 @@ class FitLoop:
         return ~self.curve[-1][1].isfinite() & ~(self.best_criteria < self.curve[0][1].nan_to_num(torch.inf))
 
     def _losses(self, x: Tensor, labels: Tensor) -> Tensor:
-        return self.feed.losses.means(self.module(x), labels)
+        return self.train_losses.means(self.module(x), labels)
+
+    def _narrow_if_worth(self) -> None:
+        """Leave nets that have stopped out of the product when they are a quarter of it: they would cost time for nothing."""
+        active = self.is_active().nonzero().squeeze(1)
+        now = len(self.waited) if self.chosen is None else len(self.chosen)
+        if isinstance(self.module, StackedNets) and 0 < len(active) <= 0.75 * now:
+            self._narrow(active)
+
+    def _narrow(self, active: Tensor) -> None:
+        if isinstance(self.module, StackedNets) and self.module.narrow(active):
+            self.chosen = active
+            self.train_losses, self.look_losses = (each.take(active.tolist()) for each in (self.feed.losses, self.feed.look))
 
     def _look(self) -> None:
-        losses = self._validation_losses()
+        losses = self._validation_losses(self.chosen)
+        if self.chosen is not None:
+            # What has stopped keeps what it had.
+            losses = self.best_losses.index_copy(0, self.chosen.to(losses.device), losses)
         criteria, active = self.feed.judge(losses).cpu(), self.is_active()
         improved = active & (criteria < self.best_criteria)
         if improved.any():
@@ -127,9 +146,9 @@ class FitLoop:
         self.curve.append((self.step, torch.where(active, criteria, self.curve[-1][1])))
 
     @torch.no_grad()
-    def _validation_losses(self) -> Tensor:
+    def _validation_losses(self, chosen: Tensor | None) -> Tensor:
         self.module.eval()
-        parts = [self.feed.look.sums(self.module(x), labels) for x, labels in self.feed.validation()]
+        parts = [self.look_losses.sums(self.module(x), labels) for x, labels in self.feed.validation(chosen)]
         self.module.train()
         sums, counts = (torch.stack(part).sum(dim=0) for part in zip(*parts, strict=True))
         return sums / counts
@@ -147,6 +166,7 @@ class FitLoop:
             "best_criteria": self.best_criteria,
             "waited": self.waited,
             "unit_steps": self.unit_steps,
+            "chosen": torch.arange(len(self.waited)) if self.chosen is None else self.chosen,
             "curve_steps": [step for step, _ in self.curve],
             "curve": torch.stack([criteria for _, criteria in self.curve]),
         }
@@ -160,6 +180,8 @@ class FitLoop:
             torch.cuda.set_rng_state(state["device_rng"])
         self.step, self.best, self.best_losses = state["step"], state["best"], state["best_losses"]
         self.best_criteria, self.waited, self.unit_steps = state["best_criteria"], state["waited"], state["unit_steps"]
+        if len(state["chosen"]) < len(self.waited):
+            self._narrow(state["chosen"])
         self.curve = list(zip(state["curve_steps"], state["curve"], strict=True))
 
 
@@ -179,7 +201,7 @@ def load_checkpoint(path: Path, loop: FitLoop) -> None:
     device = next(loop.module.parameters()).device
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-        for key in ("rng", "device_rng", "best_criteria", "waited", "unit_steps", "curve"):
+        for key in ("rng", "device_rng", "best_criteria", "waited", "unit_steps", "chosen", "curve"):
             state[key] = state[key].cpu()
         loop.load_state_dict(state)
     except (RuntimeError, KeyError, EOFError, ValueError, OSError) as error:

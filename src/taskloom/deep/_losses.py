@@ -40,6 +40,12 @@ class TaskLosses:
         self.names = [task.loss for task in tasks]
         self.complete = complete
 
+    def take(self, chosen: Sequence[int]) -> TaskLosses:
+        """The losses of some of the tasks."""
+        part = TaskLosses([], self.complete)
+        part.names = [self.names[r] for r in chosen]
+        return part
+
     def sums(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Summed losses (R,) and numbers of labels (R,) for outputs (R, B, C) and labels (R, B)."""
         seen = ~labels.isnan()

@@ -44,8 +44,19 @@ class StackedNets(nn.Module):
         self.buffer_names = list(states[0][1])
         for i, name in enumerate(self.buffer_names):
             self.register_buffer(f"buffer{i}", torch.cat([buffers[name] for _, buffers in states]))
+        self.chosen: Tensor | None = None
         # Held in a list so that it is no submodule: it has no weights of its own to move, train or save.
         self._template = [copy.deepcopy(nets[0]).to("meta")]
+
+    def narrow(self, chosen: Tensor) -> bool:
+        """From now on map rows of the chosen nets alone, in their order: the others have finished training.
+
+        Returns:
+            False, and nothing changes, where the nets keep running statistics: those of a copy would be lost.
+        """
+        if not self.buffer_names:
+            self.chosen = chosen.to(next(self.parameters()).device)
+        return not self.buffer_names
 
     def train(self, mode: bool = True) -> StackedNets:
         """As for any module; the template follows."""
@@ -57,7 +68,7 @@ class StackedNets(nn.Module):
         return [list(group.parameters()) for group in self.groups]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Outputs (M, B, ...) of each net for its own rows (M, B, ...)."""
+        """Outputs (M, B, ...) of each net for its own rows (M, B, ...); after `narrow`, of the chosen nets."""
         parameters, buffers = self._state()
         template = self._template[0]
         # A subclass may compute something else.
@@ -72,6 +83,8 @@ class StackedNets(nn.Module):
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         stacks = [list(group.parameters()) for group in self.groups]
         joined = [of_name[0] if len(of_name) == 1 else torch.cat(of_name) for of_name in zip(*stacks, strict=True)]
+        if self.chosen is not None:
+            joined = [weights[self.chosen] for weights in joined]
         buffers = {name: self.get_buffer(f"buffer{i}") for i, name in enumerate(self.buffer_names)}
         return dict(zip(self.names, joined, strict=True)), buffers
 
