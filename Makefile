@@ -28,7 +28,7 @@ lint: $(DEV)  ## check style and types
 	@$(BIN)/ty check
 
 docs: $(DEV)  ## build the documentation into site/, warnings as errors
-	@$(BIN)/python -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 bench: $(DEV)  ## run the benchmarks, and write their JSON into benchmarks/results/
 	@for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done

@@ -4,7 +4,7 @@ The front door: read data with `read_table`, compare recipes with `study`, keep 
 are `taskloom.tasks` (what a task is), `taskloom.linear` (linear models), `taskloom.deep` (nets) and `taskloom.study`
 (comparison, report, saved models).
 
-Example:
+Examples:
     >>> import taskloom as tl
     >>> data = tl.load_digits_tasks()
     >>> data.n_tasks, data.tasks[0].name

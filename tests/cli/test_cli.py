@@ -52,11 +52,11 @@ def test_fit_and_predict_through_files(table, tmp_path):
     model, predictions = tmp_path / "model", tmp_path / "predictions.csv"
     done = run("fit", *question(table), "--recipe", "ridge", "--save", model)
     assert done.exit_code == 0, done.output
-    assert "under 35" in done.stdout
+    assert "19 to 34" in done.stdout
     assert run("predict", model, table, "--out", predictions).exit_code == 0
     frame = pl.read_csv(predictions)
-    assert frame.columns == ["task", "prediction"]
-    assert frame["task"].to_list() == pl.read_csv(table, infer_schema_length=None)["age group"].to_list()
+    assert frame.columns == ["age group", "prediction"]
+    assert frame["age group"].to_list() == pl.read_csv(table, infer_schema_length=None)["age group"].to_list()
     assert run("predict", model, table).stdout == predictions.read_text()
     columns = json.loads(run("predict", model, table, "--json").stdout)
     assert columns["prediction"] == frame["prediction"].to_list()
@@ -91,7 +91,7 @@ def test_shared_rows_kinds_and_columns_left_out(tmp_path):
         (["--targets", "bmi", "--seeds", "0"], "`seeds`=0"),
         (["--targets", "bmi", "--budget", "0"], "`budget`=0"),
         (["--target", "progression", "--by", "bmi"], "target of task `18` is constant"),
-        (["--target", "progression", "--by", "age group", "--skip-tasks", "under 36"], "did you mean `under 35`"),
+        (["--target", "progression", "--by", "age group", "--skip-tasks", "19 to 35"], "did you mean `19 to 34`"),
     ],
 )
 def test_bad_input_ends_with_one_sentence_and_exit_2(arguments, message, table, tmp_path):

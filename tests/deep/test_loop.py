@@ -174,7 +174,7 @@ def test_a_net_that_diverges_is_said_to_have(own_parts):
     train, validation, _ = own_parts
     options = dataclasses.replace(FAST, learning_rate=1e30)
     assert fit(SharedBottom(10, train.tasks), train, validation, options=options).failed
-    with pytest.raises(FitError, match="every learning rate of \\[1e\\+30\\] diverged on task `under 35`"):
+    with pytest.raises(FitError, match="every learning rate of \\[1e\\+30\\] diverged on task `19 to 34`"):
         fit_singles(MLP(), train, validation, rates=[1e30], options=options)
 
 

@@ -7,10 +7,12 @@ import jsonschema
 import numpy as np
 import pytest
 from joblib.parallel import ThreadingBackend
-from tests.study.conftest import FAST_RECIPES
+from tests.study.conftest import FAST, FAST_RECIPES
+from torch import nn
 
+from taskloom.deep import MLP, JointRecipe
 from taskloom.linear import LinearPredictor, RidgeRecipe
-from taskloom.study import Study, StudyOptions, results_schema, study
+from taskloom.study import Study, StudyOptions, Summary, Verdict, results_schema, study
 from taskloom.study import _study as study_module
 from taskloom.study._unit import run_unit
 from taskloom.tasks import (
@@ -21,6 +23,7 @@ from taskloom.tasks import (
     Recipe,
     RecipeFit,
     TargetScaler,
+    TaskData,
     UnknownNameError,
     load_diabetes_tasks,
     split_rows,
@@ -94,6 +97,33 @@ def test_of_two_baselines_validation_chooses_not_the_test_score():
             both = [units["weak", seed], units["strong", seed]]
             chosen.append(min(both, key=lambda unit: unit.validation_loss[t]).scores[t])
         assert verdict.baseline_score == pytest.approx(np.mean(chosen))
+
+
+def test_a_task_in_doubt_is_not_passed_over():
+    """Helped one, and another whose own interval lies below zero but does not survive the correction: both are said."""
+    from taskloom.study._words import overall_sentence, recipe_sentence
+
+    verdicts = [
+        Verdict("joint", "a", 0.9, "single", 0.8, 0.1, 0.05, 0.15, 0.001, 0.01, "helped"),
+        Verdict("joint", "b", 0.5, "single", 0.8, -0.3, -0.5, -0.1, 0.02, 0.08, "undecided"),
+    ]
+    summary = Summary("joint", "single", 1, 0, 1, -0.1, -0.3, 0.1, (), 1.0, 10, 30, 5.0)
+    assert "none is shown to be hurt, but 1 in doubt" in overall_sentence([summary], verdicts, 10)
+    assert "below 0 before correction: b." in recipe_sentence(summary, verdicts)
+
+
+def test_a_recipe_with_its_own_net_is_held_against_the_same_net(tmp_path):
+    small, large = (JointRecipe(net=MLP((width,)), options=FAST, title=f"joint {width}") for width in (4, 8))
+    result = study(GROUPS, [small, large], seeds=1, options=StudyOptions(cache=False, budget=1))
+    assert [info.label for info in result.recipes] == ["single 1", "single 2", "joint 4", "joint 8"]
+    assert [info.settings["net"]["hidden"] for info in result.recipes] == [[4], [8], [4], [8]]
+    image = TaskData.shared_rows(GROUPS.X.reshape(442, 1, 10), np.column_stack([GROUPS.y, GROUPS.y**2]))
+
+    def make(shape, tasks):
+        return nn.Sequential(nn.Flatten(), nn.Linear(10, len(tasks)))
+
+    pictures = study(image, [JointRecipe(net=make, options=FAST)], seeds=1, options=StudyOptions(cache=False, budget=1))
+    assert [info.label for info in pictures.recipes] == ["single", "joint"]
 
 
 def test_a_failed_fit_is_reported_and_decides_nothing():
@@ -204,6 +234,7 @@ def test_metrics_on_different_scales_have_no_mean():
         ({"recipes": ["rigde"]}, UnknownNameError, "no recipe named `rigde`; did you mean `ridge`"),
         ({"recipes": []}, OptionError, "`recipes` is empty"),
         ({"recipes": ["ridge", "ridge"]}, OptionError, "two are labelled `ridge`"),
+        ({"data": "table.csv"}, DataError, "`data` is a str; make a TaskData of it with `read_table`"),
         ({"seeds": 0}, OptionError, "`seeds`=0"),
         ({"seeds": [1, 1]}, OptionError, "different seeds"),
         ({"seeds": [-1]}, OptionError, "at least 0"),
@@ -215,7 +246,10 @@ def test_metrics_on_different_scales_have_no_mean():
 def test_bad_options_are_refused(arguments, error, message):
     with pytest.raises(error, match=message):
         study(
-            GROUPS, **{key: value() if callable(value) else value for key, value in {"recipes": ["ridge"], **arguments}.items()}
+            **{
+                key: value() if callable(value) else value
+                for key, value in ({"data": GROUPS, "recipes": ["ridge"]} | arguments).items()
+            }
         )
 
 

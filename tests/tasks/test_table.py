@@ -56,6 +56,16 @@ def test_dates_are_days_and_truth_values_numbers():
     assert data.features.numeric[:, data.features.numeric_names.index("smokes")][:3].tolist() == [1, 0, 1]
 
 
+def test_dates_and_durations_read_alike_from_files_and_frames(csv_file):
+    frame = TABLE.with_columns(stay=pl.Series([dt.timedelta(hours=12 * i) for i in range(6)]))
+    data = read_table(frame, targets=["cost"])
+    stay = data.features.numeric[:, data.features.numeric_names.index("stay")]
+    assert stay.tolist() == [0, 0.5, 1, 1.5, 2]
+    from_file = read_table(csv_file, targets=["cost"])
+    assert "seen" in from_file.features.numeric_names
+    assert np.array_equal(from_file.features.numeric, read_table(TABLE, targets=["cost"]).features.numeric, equal_nan=True)
+
+
 def test_csv_parquet_polars_and_pandas_read_alike(tmp_path, csv_file):
     parquet, pandas = tmp_path / "table.parquet", pd.DataFrame(TABLE.to_dict(as_series=False))
     TABLE.write_parquet(parquet)
@@ -125,6 +135,7 @@ def test_rows_to_predict_read_in_the_trained_columns(csv_file):
         ({"targets": ["cost"], "options": TableOptions(drop=["aeg"])}, "did you mean `age`"),
         ({"targets": ["cost", "cost"]}, "two tasks are named `cost`"),
         ({"targets": ["cost"], "options": TableOptions(kind="binry")}, "did you mean `binary`"),
+        ({"targets": ["ill"], "options": TableOptions(metric={"il": "auc"})}, "no target named `il`; did you mean `ill`"),
         ({"targets": ["ill"], "options": TableOptions(kind="regression")}, "a regression target needs numbers"),
         ({"targets": ["cost"], "options": TableOptions(impute=False)}, "imputation is off"),
         ({"target": "cost", "by": "site", "options": TableOptions(skip_tasks=["c"])}, "no task named `c`"),

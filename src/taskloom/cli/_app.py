@@ -42,10 +42,12 @@ def demo(
     """Run a study on real data that scikit-learn carries: disease progression in six age groups of 442 diabetes patients."""
     with user_errors():
         from taskloom.study import DEMO_RECIPES, DEMO_TARGET, StudyOptions, check_folder, demo_data, save_csv, study
+        from taskloom.tasks import read_table
 
         check_folder(out)
-        data = demo_data()
-        table = save_csv(data, out / "diabetes.csv")
+        table = save_csv(demo_data(), out / "diabetes.csv")
+        # Read back, so that the suggested `study` of this table finds every fit in the cache.
+        data = read_table(table, target=DEMO_TARGET, by=demo_data().by)
         result = study(data, DEMO_RECIPES, seeds=seeds, n_jobs=n_jobs, options=StudyOptions(cache=not no_cache))
         _deliver(result, out, json)
     if not json:
@@ -53,7 +55,7 @@ def demo(
         question = f"{table} --target {DEMO_TARGET} --by '{data.by}'"
         typer.echo("\nnext, the same on a table of your own, a model to keep, and its predictions:")
         command = own_name()
-        typer.echo(f"  {command} study {question}")
+        typer.echo(f"  {command} study {question} --seeds {seeds}")
         typer.echo(f"  {command} fit {question} --recipe joint --save {out / 'model'}")
         typer.echo(f"  {command} predict {out / 'model'} {table}")
 

@@ -32,7 +32,7 @@ Jobs = Annotated[int, typer.Option("--n-jobs", help="Fits at once; -1 for all co
 def split_names(text: str | None) -> list[str]:
     """Names out of an option like `A,B,"C,D"`.
 
-    Example:
+    Examples:
         >>> split_names('a, b,"c,d"')
         ['a', 'b', 'c,d']
     """

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from taskloom.tasks import Recipe
 
 USER_ERROR, FIT_ERROR = 2, 1
-MOST_ROWS = 60
 
 
 @contextmanager
@@ -55,9 +54,9 @@ def print_json(value: Any) -> None:
 def print_study(study: Study, folder: Path) -> None:
     """The verdict table, the outcome in words, and where the report is."""
     console = Console()
-    if study.verdicts and len(study.verdicts) <= MOST_ROWS:
-        console.print(study.table(per_task=True))
-    console.print(study.table(per_task=False))
+    console.print(study.table())
+    if study.is_detailed:
+        console.print(study.table(per_task=False))
     for sentence in study.words():
         console.print(Text(sentence.replace("`", "")), soft_wrap=True)
     console.print(Text.assemble("\nreport: ", (str(folder / "report.html"), "bold")), soft_wrap=True)

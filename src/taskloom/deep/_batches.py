@@ -32,7 +32,7 @@ class RowDealer:
         seed: of the shuffles.
         keys: R numbers that tell the pools' shuffles apart, so that a pool is dealt alike in any company; default 0 ... R - 1.
 
-    Example:
+    Examples:
         >>> dealer = RowDealer([np.arange(4)], batch_size=2, seed=0)
         >>> sorted(torch.cat([dealer.rows(0), dealer.rows(1)], dim=1).ravel().tolist())
         [0, 1, 2, 3]

@@ -80,7 +80,7 @@ def fit(
         DataError: features that are not finite.
         ModelFileError: a checkpoint that is damaged or belongs to another net.
 
-    Example:
+    Examples:
         >>> from taskloom.tasks import load_diabetes_tasks, FeatureEncoder, TargetScaler
         >>> data = load_diabetes_tasks()
         >>> data = TargetScaler.fit(data).encode(FeatureEncoder.fit(data.features).encode(data))

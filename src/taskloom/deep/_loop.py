@@ -82,7 +82,7 @@ class FitLoop:
         self.curve: list[tuple[int, Tensor]] = [(0, criteria)]
 
     def run(self, checkpoint: Path | None = None, stop_after: int | None = None) -> None:
-        """Train until every unit has stopped, saving a checkpoint every `checkpoint_every` steps.
+        """Train until every unit has stopped, saving a checkpoint every `checkpoint_every` steps and at the end.
 
         Args:
             checkpoint: file to save to and, if it exists, to go on from.
@@ -100,7 +100,8 @@ class FitLoop:
                 self._look()
                 running = bool(self.is_active().any())
                 self._narrow_if_worth()
-            if checkpoint is not None and self.step % self.options.checkpoint_every == 0:
+            at_end = self.step == last or not running
+            if checkpoint is not None and (at_end or self.step % self.options.checkpoint_every == 0):
                 save_checkpoint(checkpoint, self)
 
     def is_active(self) -> Tensor:

@@ -29,7 +29,7 @@ class TaskLosses:
         tasks: R tasks.
         complete: a promise that no label is missing, which saves the masks.
 
-    Example:
+    Examples:
         >>> losses = TaskLosses([Task("a"), Task("b")])
         >>> outputs, labels = torch.zeros(2, 2, 1), torch.tensor([[1.0, float("nan")], [2.0, 2.0]])
         >>> losses.means(outputs, labels)

@@ -34,7 +34,7 @@ class SharedBottom(nn.Module):
     Raises:
         OptionError: a width below 1, or a share outside of [0, 1).
 
-    Example:
+    Examples:
         >>> net = SharedBottom(4, [Task("a"), Task("b", "multiclass", classes=(0, 1, 2))])
         >>> net(torch.zeros(5, 4)).shape
         torch.Size([5, 4])
@@ -101,7 +101,7 @@ class MLP:
         hidden: widths of the encoder's layers.
         dropout: share of units dropped while training.
 
-    Example:
+    Examples:
         >>> MLP(hidden=(8,))((3,), [Task("a")])(torch.zeros(2, 3)).shape
         torch.Size([2, 1])
     """

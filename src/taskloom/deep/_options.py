@@ -28,7 +28,7 @@ class FitOptions:
     Raises:
         OptionError: a value outside of what it may be.
 
-    Example:
+    Examples:
         >>> FitOptions(max_steps=500).patience
         20
     """
@@ -58,7 +58,7 @@ class FitOptions:
     def candidate_rates(self, budget: int) -> list[float]:
         """The learning rates that a recipe with this budget tries, evenly spaced in their logarithm.
 
-        Example:
+        Examples:
             >>> FitOptions(learning_rates=(1e-3, 1e-2)).candidate_rates(2)
             [0.001, 0.01]
         """

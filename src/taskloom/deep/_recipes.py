@@ -78,6 +78,10 @@ class JointRecipe(Recipe):
         total = sum(one.steps for one in fits)
         return RecipeFit(predictor, {"learning_rate": rate}, best.validation_loss, best.steps, total, [best.curve])
 
+    def baseline(self) -> SingleRecipe:
+        """Nets of the same make for each task alone."""
+        return SingleRecipe(self.net, self.options)
+
     def _fit_one(self, train: TaskData, validation: TaskData, seed: int, rate: float) -> NetFit:
         net = new_net(self.net, train.X.shape[1:], train.tasks, seed)
         return fit(net, train, validation, options=replace(self.options, learning_rate=rate), seed=seed)

@@ -26,7 +26,7 @@ class StackedNets(nn.Module):
         nets: M nets of one architecture, group after group.
         n_groups: G, a divisor of M.
 
-    Example:
+    Examples:
         >>> nets = [nn.Linear(3, 1) for _ in range(4)]
         >>> stacked = StackedNets(nets, n_groups=2)
         >>> stacked(torch.zeros(4, 5, 3)).shape

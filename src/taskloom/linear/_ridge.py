@@ -32,7 +32,7 @@ class RidgeRecipe(Recipe):
     Raises:
         OptionError: a strength that is not positive, or a grid the wrong way round.
 
-    Example:
+    Examples:
         >>> from taskloom.tasks import load_diabetes_tasks
         >>> data = load_diabetes_tasks()
         >>> RidgeRecipe().fit(data, data, seed=0, budget=3).validation_loss.shape
@@ -65,7 +65,7 @@ class RidgeRecipe(Recipe):
 def strengths(weakest: float, strongest: float, budget: int) -> list[float]:
     """`budget` strengths, evenly spaced in their logarithm; one alone is the geometric mean.
 
-    Example:
+    Examples:
         >>> strengths(0.01, 1.0, 3)
         [0.01, 0.1, 1.0]
     """

@@ -18,7 +18,7 @@ DEMO_TARGET = "progression"
 def demo_data() -> TaskData:
     """Disease progression of 442 diabetes patients: one outcome, six age groups, each a task with own rows.
 
-    Example:
+    Examples:
         >>> demo_data()
         TaskData(6 regression tasks, own rows, 442 rows x 10 features)
     """

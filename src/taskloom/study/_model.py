@@ -96,7 +96,7 @@ class Model:
 
         Returns:
             For shared rows: a column for each task (the value, or the most probable class), and `p(...)` columns with the
-            probabilities of classification tasks. For own rows: the same for each row's own task, in columns `task`,
+            probabilities of classification tasks. For own rows: the same for each row's own task: the `by` column,
             `prediction` and `p(...)`.
 
         Raises:
@@ -116,7 +116,7 @@ class Model:
         stranger = next((owner for owner in owners if owner not in index), None)
         if stranger is not None:
             raise unknown(f"trained task (column `{self.by}`)", stranger, index)
-        columns: dict[str, list[Any]] = {"task": owners}
+        columns: dict[str, list[Any]] = {self.by: owners}
         owner_of_row = np.array([index[owner] for owner in owners])
         for t in np.unique(owner_of_row):
             rows = np.flatnonzero(owner_of_row == t)
@@ -174,7 +174,7 @@ def fit_model(data: TaskData, recipe: str | Recipe = "joint", *, seed: int = 0, 
         DataError: a task with too few rows.
         FitError: every candidate diverged.
 
-    Example:
+    Examples:
         >>> from taskloom.tasks import load_diabetes_tasks
         >>> model = fit_model(load_diabetes_tasks(), "ridge")
         >>> sorted(model.validation_scores)[:2]

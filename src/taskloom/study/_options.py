@@ -54,7 +54,7 @@ def seed_list(seeds: int | Sequence[int]) -> list[int]:
     Raises:
         OptionError: no seed, a negative one, or one given twice.
 
-    Example:
+    Examples:
         >>> seed_list(3), seed_list([7, 9])
         ([0, 1, 2], [7, 9])
     """

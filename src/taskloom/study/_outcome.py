@@ -66,7 +66,7 @@ class Outcome:
         errors = {unit.recipe: unit.error for unit in self.units if unit.error}
         baselines = {info.label for info in self.recipes if info.is_baseline}
         sentences = [
-            overall_sentence(self.summaries, len(self.seeds)),
+            overall_sentence(self.summaries, self.verdicts, len(self.seeds)),
             *(
                 recipe_sentence(summary, self.verdicts_of(summary.recipe), errors.get(summary.recipe, ""))
                 for summary in self.summaries

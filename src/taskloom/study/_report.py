@@ -19,7 +19,7 @@ _TEMPLATES = resources.files("taskloom.study") / "templates"
 def results_schema() -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of `results.json`.
 
-    Example:
+    Examples:
         >>> results_schema()["title"]
         'Results of a taskloom study'
     """

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import joblib
 from rich.table import Table
@@ -23,8 +24,9 @@ from taskloom.study._progress import progress_bar
 from taskloom.study._report import render_report
 from taskloom.study._tables import summary_table, verdict_table
 from taskloom.study._unit import Unit, run_unit
-from taskloom.tasks import OptionError, Recipe, TaskData, get_recipe, recipe_classes, split_rows
+from taskloom.tasks import DataError, OptionError, Recipe, TaskData, get_recipe, recipe_classes, split_rows
 
+MOST_ROWS = 60
 _ONE_FIT_A_PROCESS = threading.Lock()
 
 
@@ -35,14 +37,19 @@ class Study(Outcome):
     follows from them: `verdicts`, `summaries`, `words()`.
     """
 
+    @property
+    def is_detailed(self) -> bool:
+        """Whether `table()` has a row for each task and recipe: where that is readable."""
+        return 0 < len(self.verdicts) <= MOST_ROWS
+
     def table(self, *, per_task: bool | None = None) -> Table:
         """The outcome as a table for the terminal; print it with `rich`.
 
         Args:
-            per_task: a row for each task and recipe, or one for each recipe; by default the first up to 40 rows.
+            per_task: a row for each task and recipe, or one for each recipe; by default as `is_detailed` says.
         """
-        detailed = len(self.verdicts) <= 40 if per_task is None else per_task
-        return verdict_table(self) if detailed and self.verdicts else summary_table(self)
+        detailed = self.is_detailed if per_task is None else per_task and bool(self.verdicts)
+        return verdict_table(self) if detailed else summary_table(self)
 
     def save_results(self, path: str | Path) -> Path:
         """Write `results.json`.
@@ -95,7 +102,7 @@ def study(
         DataError: a task with too few rows for the split.
         OutputError: the cache folder cannot be written.
 
-    Example:
+    Examples:
         >>> from taskloom.tasks import load_diabetes_tasks
         >>> result = study(load_diabetes_tasks(), ["ridge"], seeds=3, options=StudyOptions(cache=False))
         >>> [summary.recipe for summary in result.summaries]
@@ -103,7 +110,7 @@ def study(
     """
     options, seeds = options or StudyOptions(), seed_list(seeds)
     chosen = with_baselines([get_recipe(recipe) for recipe in (recipes if recipes is not None else recipe_classes())])
-    data.check_labels()
+    _check_data(data)
     # A split that is impossible is found before anything is trained.
     split_rows(data, seeds[0], options.fractions)
     cache = UnitCache(options.cache_folder(), data.digest(), options)
@@ -119,6 +126,12 @@ def study(
     return Study(data.tasks, describe(data), [RecipeInfo.of(recipe) for recipe in chosen], seeds, options, ordered)
 
 
+def _check_data(data: Any) -> None:
+    if not isinstance(data, TaskData):
+        raise DataError(f"`data` is a {type(data).__name__}; make a TaskData of it with `read_table` or `TaskData.shared_rows`")
+    data.check_labels()
+
+
 def with_baselines(recipes: Sequence[Recipe]) -> list[Recipe]:
     """The recipes, preceded by the default baselines of families that have none among them.
 
@@ -128,14 +141,29 @@ def with_baselines(recipes: Sequence[Recipe]) -> list[Recipe]:
     if not recipes:
         raise OptionError("`recipes` is empty; name at least one")
     covered = {recipe.family for recipe in recipes if recipe.is_baseline}
-    needed = dict.fromkeys(recipe.family for recipe in recipes if recipe.family not in covered)
-    defaults = [cls() for family in needed for cls in recipe_classes().values() if cls.is_baseline and cls.family == family]
-    everything = [*defaults, *recipes]
+    everything = [*_missing_baselines([recipe for recipe in recipes if recipe.family not in covered]), *recipes]
     labels = [recipe.label for recipe in everything]
     repeated = next((label for label in labels if labels.count(label) > 1), None)
     if repeated is not None:
         raise OptionError(f"`recipes`: two are labelled `{repeated}`; give one a `title` of its own")
     return sorted(everything, key=lambda recipe: not recipe.is_baseline)
+
+
+def _missing_baselines(recipes: Sequence[Recipe]) -> list[Recipe]:
+    """For recipes of families without a baseline: the ones they ask for, else their families' defaults, each once."""
+    found: dict[str, Recipe] = {}
+    for recipe in recipes:
+        default = [cls() for cls in recipe_classes().values() if cls.is_baseline and cls.family == recipe.family]
+        asked = recipe.baseline()
+        for baseline in default if asked is None else [asked]:
+            found.setdefault(json.dumps(baseline.settings(), sort_keys=True), baseline)
+    labels = [baseline.label for baseline in found.values()]
+    return [
+        replace(cast("Any", baseline), title=f"{baseline.label} {labels[: i + 1].count(baseline.label)}")
+        if labels.count(baseline.label) > 1
+        else baseline
+        for i, baseline in enumerate(found.values())
+    ]
 
 
 def describe(data: TaskData) -> dict[str, Any]:

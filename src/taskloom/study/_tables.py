@@ -19,7 +19,7 @@ def verdict_table(study: Outcome) -> Table:
     )
     table.add_column("recipe", no_wrap=True)
     table.add_column("task", overflow="fold")
-    for name in ("single", "score", "gain", f"{100 * study.options.confidence:g} % interval"):
+    for name in ("baseline", "score", "gain", f"{100 * study.options.confidence:g} % interval"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     last = ""
@@ -44,7 +44,7 @@ def summary_table(study: Outcome) -> Table:
     table = Table(title="Recipes", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("recipe", no_wrap=True)
     table.add_column("against", no_wrap=True)
-    for name in ("helped/hurt/open", "mean gain", "interval", "seconds"):
+    for name in ("helped/hurt/undecided", "mean gain", "interval", "sec"):
         table.add_column(name, justify="right", no_wrap=True)
     for summary in study.summaries:
         table.add_row(

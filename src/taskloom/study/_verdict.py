@@ -49,7 +49,7 @@ def paired_interval(differences: ArrayLike, test_ratio: float, confidence: float
     Returns:
         With fewer than three seeds the ends are infinite and the p-value is 1: nothing can be said.
 
-    Example:
+    Examples:
         >>> interval = paired_interval([0.10, 0.12, 0.11, 0.09, 0.13], test_ratio=1 / 3)
         >>> round(interval.low, 3), round(interval.high, 3)
         (0.078, 0.142)
@@ -68,7 +68,7 @@ def paired_interval(differences: ArrayLike, test_ratio: float, confidence: float
 def holm(p_values: ArrayLike) -> Array:
     """p-values corrected for their number (Holm 1979): rejecting those below a keeps the chance of any false one below a.
 
-    Example:
+    Examples:
         >>> holm([0.01, 0.04, 0.03]).tolist()
         [0.03, 0.06, 0.06]
     """
@@ -83,7 +83,7 @@ def holm(p_values: ArrayLike) -> Array:
 def verdict_word(interval: Interval, corrected_p: float, confidence: float = 0.95) -> str:
     """`helped`, `hurt` or `undecided`.
 
-    Example:
+    Examples:
         >>> verdict_word(Interval(0.1, 0.05, 0.15, 0.001), corrected_p=0.01)
         'helped'
     """

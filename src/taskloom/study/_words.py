@@ -10,6 +10,10 @@ from taskloom.study._verdict import LEAST_SEEDS
 GOOD_SEEDS = 10
 
 
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
 def _count(number: int, total: int) -> str:
     return "none" if number == 0 else f"all {total}" if number == total else str(number)
 
@@ -22,7 +26,7 @@ def recipe_sentence(summary: Summary, verdicts: Sequence[Verdict], error: str = 
         verdicts: of the recipe.
         error: why it failed, where it did.
 
-    Example:
+    Examples:
         >>> one = Verdict("joint", "a", 0.9, "single", 0.8, 0.1, 0.05, 0.15, 0.01, 0.01, "helped")
         >>> recipe_sentence(Summary("joint", "single", 1, 0, 0, 0.1, 0.05, 0.15, (), 1.0, 10, 30, 5.0), [one])
         '`joint` against `single`: helped all 1, hurt none. Mean score better on 1 of 1. Mean gain +0.1000 [+0.0500, +0.1500].'
@@ -32,8 +36,11 @@ def recipe_sentence(summary: Summary, verdicts: Sequence[Verdict], error: str = 
     total = len(verdicts)
     text = f"`{summary.recipe}` against `{summary.baseline}`: helped {_count(summary.helped, total)}, hurt "
     hurt = [verdict.task for verdict in verdicts if verdict.word == "hurt"]
-    text += _count(summary.hurt, total) + (f" ({', '.join(hurt[:5])}{', ...' if len(hurt) > 5 else ''})" if hurt else "")
+    text += _count(summary.hurt, total) + (f" ({_some(hurt)})" if hurt else "")
     text += f", {summary.undecided} of {total} undecided." if summary.undecided else "."
+    doubtful = [verdict.task for verdict in verdicts if verdict.word == "undecided" and (verdict.high or 0.0) < 0]
+    if doubtful:
+        text += f" In doubt, its own interval below 0 before correction: {_some(doubtful)}."
     text += f" Mean score better on {sum(verdict.gain > 0 for verdict in verdicts)} of {total}."
     if summary.gain is not None:
         text += f" Mean gain {summary.gain:+.4f}" + _interval(summary.low, summary.high) + "."
@@ -42,7 +49,7 @@ def recipe_sentence(summary: Summary, verdicts: Sequence[Verdict], error: str = 
     return text
 
 
-def overall_sentence(summaries: Sequence[Summary], n_seeds: int) -> str:
+def overall_sentence(summaries: Sequence[Summary], verdicts: Sequence[Verdict], n_seeds: int) -> str:
     """The first line of a report: was anyone hurt, and what is worth using."""
     compared = [summary for summary in summaries if summary.baseline]
     if not compared:
@@ -53,8 +60,9 @@ def overall_sentence(summaries: Sequence[Summary], n_seeds: int) -> str:
     safe = [summary for summary in compared if summary.helped and not summary.hurt and not summary.failed]
     if safe:
         best = max(safe, key=lambda summary: (summary.helped, summary.gain or 0.0))
-        tail = "and no task was shown to be hurt"
-        return f"Learning together pays here: `{best.recipe}` helped {best.helped} of {_total(best)} tasks, {tail}."
+        n_doubtful = sum(v.recipe == best.recipe and v.word == "undecided" and (v.high or 0.0) < 0 for v in verdicts)
+        tail = f"none is shown to be hurt, but {n_doubtful} in doubt" if n_doubtful else "none is shown to be hurt"
+        return f"Learning together pays here: `{best.recipe}` helped {best.helped} of {_total(best)} tasks; {tail}."
     harmful = [summary for summary in compared if summary.hurt]
     if harmful:
         worst = max(harmful, key=lambda summary: summary.hurt)
@@ -66,7 +74,7 @@ def overall_sentence(summaries: Sequence[Summary], n_seeds: int) -> str:
 def seeds_sentence(summaries: Sequence[Summary], n_seeds: int) -> str:
     """What more seeds could decide; empty where there are enough, or where everything is decided.
 
-    Example:
+    Examples:
         >>> seeds_sentence([Summary("joint", "single", 0, 0, 42, 0.1, -0.1, 0.3, (), 1.0, 10, 30, 5.0)], n_seeds=5)
         '5 seeds are few for 42 tasks: after correction only large effects are decided. Try 10 or more.'
     """

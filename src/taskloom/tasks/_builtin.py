@@ -15,7 +15,7 @@ from taskloom.tasks._errors import unknown
 from taskloom.tasks._features import Features
 from taskloom.tasks._task import Task
 
-AGE_LIMITS = (35, 42, 49, 56, 63)
+AGE_LIMITS = (19, 35, 42, 49, 56, 63, 80)
 DIGIT_PAIRS = ((0, 9), (1, 8), (2, 7), (3, 6), (4, 5))
 
 
@@ -30,7 +30,7 @@ def load_digits_tasks(shape: str = "pairs", *, metric: str = "") -> TaskData:
     Raises:
         UnknownNameError: another `shape`.
 
-    Example:
+    Examples:
         >>> load_digits_tasks()
         TaskData(5 binary tasks, own rows, 1797 rows x 64 features)
     """
@@ -58,16 +58,15 @@ def load_diabetes_tasks(shape: str = "outcomes") -> TaskData:
     Raises:
         UnknownNameError: another `shape`.
 
-    Example:
+    Examples:
         >>> load_diabetes_tasks("age_groups")
         TaskData(6 regression tasks, own rows, 442 rows x 10 features)
     """
     table = datasets.load_diabetes(scaled=False)
     names = tuple(table.feature_names)
     if shape == "age_groups":
-        group = np.digitize(table.data[:, names.index("age")], AGE_LIMITS)
-        limits = [f"{low} to {high - 1}" for low, high in pairwise(AGE_LIMITS)]
-        tasks = tuple(Task(label) for label in (f"under {AGE_LIMITS[0]}", *limits, f"{AGE_LIMITS[-1]} and over"))
+        group = np.digitize(table.data[:, names.index("age")], AGE_LIMITS) - 1
+        tasks = tuple(Task(f"{low} to {high - 1}") for low, high in pairwise(AGE_LIMITS))
         return TaskData(tasks, Features(table.data, names), table.target, group, "age group")
     if shape != "outcomes":
         raise unknown("shape of the diabetes tasks", shape, ("outcomes", "age_groups"))

@@ -20,19 +20,21 @@ _SECONDS_A_DAY = 86_400.0
 
 
 def is_numeric(column: Series) -> bool:
-    """Whether a column holds numbers, truth values or dates (read as days)."""
-    return column.dtype.is_numeric() or column.dtype == nw.Boolean or column.dtype.is_temporal()
+    """Whether a column holds numbers, truth values, dates or durations (read as days)."""
+    return column.dtype.is_numeric() or column.dtype == nw.Boolean or column.dtype in (nw.Date, nw.Datetime, nw.Duration)
 
 
 def numbers(column: Series) -> Array:
-    """A column as (n,) floats with NaN for missing; dates become days since 1970.
+    """A column as (n,) floats with NaN for missing; dates become days since 1970, durations days.
 
     Raises:
         DataError: it holds something that is not a number.
     """
     if column.dtype in (nw.Date, nw.Datetime):
         column = column.cast(nw.Datetime("us")).dt.timestamp("us").cast(nw.Float64) / (1e6 * _SECONDS_A_DAY)
-    elif not is_numeric(column) or column.dtype.is_temporal():
+    elif column.dtype == nw.Duration:
+        column = column.dt.total_microseconds().cast(nw.Float64) / (1e6 * _SECONDS_A_DAY)
+    elif not is_numeric(column):
         column = _parsed(column)
     return column.cast(nw.Float64).fill_null(float("nan")).to_numpy().astype(np.float64)
 
@@ -62,7 +64,7 @@ def infer_kind(values: list[Any]) -> str:
 
     Two distinct values make a binary task; more make a regression task if they are numbers, else a multiclass task.
 
-    Example:
+    Examples:
         >>> infer_kind([0, 1, None]), infer_kind([1.5, 2.5, 3.5]), infer_kind(["a", "b", "c"])
         ('binary', 'regression', 'multiclass')
     """

@@ -60,7 +60,7 @@ class TaskData:
         Raises:
             DataError: wrong shapes, or a task whose labels are constant, all missing or not valid class codes.
 
-        Example:
+        Examples:
             >>> import numpy as np
             >>> TaskData.shared_rows(np.eye(3), [[1.0, 2.0], [3.0, np.nan], [5.0, 0.0]], tasks=["a", "b"])
             TaskData(2 regression tasks, shared rows, 3 rows x 3 features)
@@ -86,7 +86,7 @@ class TaskData:
         Raises:
             DataError: as for `shared_rows`, or parts with different numbers of features.
 
-        Example:
+        Examples:
             >>> import numpy as np
             >>> TaskData.own_rows([(np.eye(2), [0.0, 1.0]), (np.ones((3, 2)), [1.0, 2.0, 3.0])])
             TaskData(2 regression tasks, own rows, 5 rows x 2 features)

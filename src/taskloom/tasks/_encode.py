@@ -36,7 +36,7 @@ class FeatureEncoder:
         scale: (p,) or () training deviations, 1 for a constant column.
         categories: q tuples, the values that have a column of their own.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> train = Features(np.array([[1.0], [np.nan], [3.0]]))
         >>> FeatureEncoder.fit(train).transform(train).ravel().tolist()

@@ -40,7 +40,7 @@ def nearest_name(name: str, known: Iterable[str]) -> str:
     Returns:
         A sentence to append to an error message.
 
-    Example:
+    Examples:
         >>> nearest_name("rigde", ["ridge", "joint"])
         'did you mean `ridge`?'
         >>> nearest_name("zzz", ["ridge", "joint"])
@@ -58,7 +58,7 @@ def nearest_name(name: str, known: Iterable[str]) -> str:
 def unknown(what: str, name: str, known: Iterable[str]) -> UnknownNameError:
     """The error for an unknown name, with the nearest known one.
 
-    Example:
+    Examples:
         >>> str(unknown("recipe", "jiont", ["joint", "single"]))
         'no recipe named `jiont`; did you mean `joint`?'
     """

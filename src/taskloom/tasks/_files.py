@@ -80,7 +80,9 @@ def _read_text(path: Path, head: bytes) -> pl.DataFrame:
         raise DataError(f"`source`='{path}': two columns are named `{repeated}`; rename one")
     _check_last_line(path, separator, len(columns))
     try:
-        return pl.read_csv(path, separator=separator, null_values=["", *MISSING_MARKS], infer_schema_length=None)
+        return pl.read_csv(
+            path, separator=separator, null_values=["", *MISSING_MARKS], infer_schema_length=None, try_parse_dates=True
+        )
     except (pl.exceptions.PolarsError, UnicodeDecodeError) as error:
         raise DataError(f"`source`='{path}': not a table ({_first_line(error)}); correct that line") from error
 

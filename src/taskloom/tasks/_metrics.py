@@ -28,7 +28,7 @@ class Metric:
             probabilities of the second class (n,) for `binary`, probabilities (n, C) for `multiclass`.
         unit_free: whether scores of different tasks are on one scale, so that their mean says something.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> get_metric("rmse").score(np.array([0.0, 2.0]), np.array([0.0, 0.0]))
         1.4142135623730951

@@ -6,16 +6,15 @@ Letters: K tasks, n rows, C classes of one task.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from taskloom.tasks._arrays import Array
 from taskloom.tasks._data import TaskData
 from taskloom.tasks._errors import UnknownNameError, unknown
+from taskloom.tasks._identity import identify, identify_code
 from taskloom.tasks._task import Task
 
 Family = Literal["linear", "deep", "sites"]
@@ -97,7 +96,7 @@ class Recipe(ABC):
     Subclasses are frozen dataclasses: their fields are the settings, and the settings are part of what a cached result
     is found by. `CONTRIBUTING.md` shows how to write one.
 
-    Class attributes:
+    Attributes:
         name: what `--recipes` and `study(recipes=)` know it by.
         summary: one line on what it does.
         paper: where it comes from.
@@ -124,7 +123,8 @@ class Recipe(ABC):
             budget: candidates (learning rates, strengths) that may be tried; the same for all recipes of a study.
 
         Raises:
-            FitError: every candidate diverged.
+            OptionError: these tasks cannot be served, whatever the seed; said before any work is done, it ends a study.
+            FitError: this fit gave no model, for example because every candidate diverged; a study goes on without it.
         """
 
     @property
@@ -135,8 +135,15 @@ class Recipe(ABC):
     def settings(self) -> dict[str, Any]:
         """Name, revision and every field, JSON-able and exact enough to tell two recipes apart."""
         fields = dataclasses.fields(self) if dataclasses.is_dataclass(self) else ()
-        plain = {f.name: _plain(getattr(self, f.name)) for f in fields if f.name != "title"}
-        return {"recipe": f"{type(self).__module__}.{type(self).__qualname__}", "revision": self.revision, **plain}
+        plain = {f.name: identify(getattr(self, f.name)) for f in fields if f.name != "title"}
+        return {"recipe": identify_code(type(self)), "revision": self.revision, **plain}
+
+    def baseline(self) -> Recipe | None:
+        """The single-task baseline that a study adds where it has none of this recipe's family; None: the family's default.
+
+        A recipe with a net of its own overrides it, so that it is not held against another architecture.
+        """
+        return None
 
 
 class FitError(RuntimeError):
@@ -196,27 +203,3 @@ def get_predictor(format_name: str) -> type[Predictor]:
     if format_name not in _PREDICTORS:
         raise unknown("model format", format_name, _PREDICTORS)
     return _PREDICTORS[format_name]
-
-
-def _plain(value: Any) -> Any:
-    """A JSON-able picture of a setting; functions and classes are told apart by their source."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Callable):
-        return _source_name(value)
-    return repr(value)
-
-
-def _source_name(function: Callable[..., Any]) -> str:
-    try:
-        source = inspect.getsource(function)
-    except (OSError, TypeError):
-        source = ""
-    name = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', repr(function))}"
-    return f"{name}#{hashlib.sha256(source.encode()).hexdigest()[:12]}"

@@ -42,7 +42,7 @@ def split_rows(data: TaskData, seed: int, fractions: tuple[float, float, float] 
         OptionError: fractions that do not sum to 1 or are negative.
         DataError: a task with too few rows for a part; names task, part and how many it needs.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> data = TaskData.shared_rows(np.eye(10), np.arange(10.0)[:, None])
         >>> split = split_rows(data, seed=0)

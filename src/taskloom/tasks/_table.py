@@ -69,7 +69,7 @@ def read_table(
         OptionError: neither or both of `target` with `by` and `targets`.
         UnknownNameError: a column, kind, metric or task that does not exist; the nearest is named.
 
-    Example:
+    Examples:
         >>> import polars as pl
         >>> table = pl.DataFrame({"site": ["a", "a", "b", "b"], "age": [1, 2, 3, 4], "score": [1.0, 2.5, 3.5, 4.0]})
         >>> read_table(table, target="score", by="site", options=TableOptions(kind="regression"))
@@ -82,6 +82,10 @@ def read_table(
     for column in [*names, *([by] if by else []), *options.drop]:
         if column not in frame.columns:
             raise unknown("column", column, frame.columns)
+    for option in (options.kind, options.metric):
+        for name in option if isinstance(option, Mapping) else ():
+            if name not in names:
+                raise unknown("target", name, names)
     features, notes = _features(frame, {*names, *options.drop, *([by] if by else [])})
     data = _own(frame, features, names[0], by, options) if by else _shared(frame, features, names, options)
     kept, more = _labelled(data)

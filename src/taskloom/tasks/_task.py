@@ -29,7 +29,7 @@ class Task:
         OptionError: an unknown kind, or a number of classes that the kind cannot have.
         UnknownNameError: an unknown loss or metric.
 
-    Example:
+    Examples:
         >>> task = Task("readmitted", "binary", classes=("no", "yes"))
         >>> task.loss, task.metric, task.n_outputs
         ('logistic', 'auc', 1)
