@@ -26,7 +26,6 @@ from taskloom.deep._update import SumStep, UpdateStep
 from taskloom.tasks import Array, Curve, FitError, Task, TaskData
 
 DEFAULT_RATE = 1e-3
-DEFAULT_RATE = 1e-3
 UpdateFactory = Callable[[Optimizer, Any], UpdateStep]
 
 
@@ -275,6 +274,7 @@ def _joint_feed(train: TaskTensors, validation: TaskTensors, options: FitOptions
 
 
 def _adam(fabric: Any, groups: list[dict[str, Any]]) -> Optimizer:
+    groups = [{**group, "params": [weight for weight in group["params"] if weight.requires_grad]} for group in groups]
     return torch.optim.Adam(groups, fused=fabric.device.type in {"cpu", "cuda"})
 
 

@@ -20,7 +20,7 @@ from taskloom.deep._losses import TaskLosses
 from taskloom.deep._options import FitOptions
 from taskloom.deep._stacked import StackedNets, keep_better
 from taskloom.deep._update import UpdateStep
-from taskloom.tasks import ModelFileError
+from taskloom.tasks import ModelFileError, OptionError
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -221,8 +221,17 @@ def prepare(fabric: Fabric, net: nn.Module, optimizer: Optimizer, precision: str
 
 
 def make_fabric(options: FitOptions) -> Fabric:
-    """A fabric for one device, with the options' precision."""
+    """A fabric for one device, with the options' precision.
+
+    Raises:
+        OptionError: there is no such accelerator here.
+    """
     # It takes as long to import as torch itself, and whoever only predicts does not need it.
     from lightning_fabric import Fabric
 
-    return Fabric(accelerator=options.accelerator, devices=1, precision=cast("Any", options.precision))
+    try:
+        return Fabric(accelerator=options.accelerator, devices=1, precision=cast("Any", options.precision))
+    except (RuntimeError, ValueError) as error:
+        raise OptionError(
+            f"`accelerator`={options.accelerator!r} cannot be used here ({error}); try 'auto' or 'cpu'"
+        ) from error

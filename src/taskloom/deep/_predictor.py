@@ -45,11 +45,14 @@ class NetPredictor(Predictor):
 
     def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
         """The nets' weights, and the settings of the factory where it is taskloom's own."""
-        arrays = {f"{i}/{name}": value.numpy() for i, net in enumerate(self.nets) for name, value in net.state_dict().items()}
+        # NumPy has no bfloat16; every such number is a float32 as well.
+        states = [{k: v.float() if v.dtype == torch.bfloat16 else v for k, v in net.state_dict().items()} for net in self.nets]
+        arrays = {f"{i}/{name}": value.numpy() for i, state in enumerate(states) for name, value in state.items()}
+        dtype = str(next(self.nets[0].parameters()).dtype).removeprefix("torch.")
         own = (
             {"hidden": list(self.make_net.hidden), "dropout": self.make_net.dropout} if isinstance(self.make_net, MLP) else None
         )
-        return arrays, {"mlp": own, "shape": list(self.shape), "joint": self.is_joint}
+        return arrays, {"mlp": own, "shape": list(self.shape), "joint": self.is_joint, "dtype": dtype}
 
     @classmethod
     def from_state(cls, arrays: dict[str, Array], settings: dict[str, Any], tasks: Sequence[Task]) -> Self:
@@ -73,8 +76,7 @@ class NetPredictor(Predictor):
         for i, group in enumerate(groups):
             net = make_net(shape, group)
             own = {name: torch.from_numpy(arrays[f"{i}/{name}"].copy()) for name in net.state_dict()}
-            dtype = next((value.dtype for value in own.values() if value.is_floating_point()), torch.float32)
-            net.to(dtype).load_state_dict(own)
+            net.to(getattr(torch, settings["dtype"])).load_state_dict(own)
             nets.append(net.eval())
         return cls(nets, tasks, make_net, shape)
 

@@ -38,8 +38,10 @@ class StackedNets(nn.Module):
         per_group = len(nets) // n_groups
         states = [stack_module_state(list(nets[g * per_group : (g + 1) * per_group])) for g in range(n_groups)]
         self.names = list(states[0][0])
+        trained = {name: parameter.requires_grad for name, parameter in nets[0].named_parameters()}
         self.groups = nn.ModuleList(
-            nn.ParameterList(nn.Parameter(parameters[name].detach().clone()) for name in self.names) for parameters, _ in states
+            nn.ParameterList(nn.Parameter(stack[name].detach().clone(), trained[name]) for name in self.names)
+            for stack, _ in states
         )
         self.buffer_names = list(states[0][1])
         for i, name in enumerate(self.buffer_names):

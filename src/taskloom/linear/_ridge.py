@@ -12,7 +12,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from taskloom.linear._predictor import LinearPredictor
-from taskloom.tasks import Array, Family, OptionError, Recipe, RecipeFit, TaskData, get_metric, register_recipe
+from taskloom.tasks import Array, Family, OptionError, Recipe, RecipeFit, Task, TaskData, get_metric, register_recipe
 
 
 @register_recipe
@@ -55,6 +55,8 @@ class RidgeRecipe(Recipe):
 
     def fit(self, train: TaskData, validation: TaskData, *, seed: int, budget: int = 4) -> RecipeFit:  # noqa: ARG002
         """Fit every task at every strength; nothing here is random, so `seed` changes nothing."""
+        if train.X.ndim != 2:
+            raise OptionError(f"recipe `{self.label}` takes rows of shape (d,), not {train.X.shape[1:]}; leave it out")
         grid = strengths(self.weakest, self.strongest, budget)
         best = [_fit_task(train, validation, t, grid) for t in range(train.n_tasks)]
         predictor = LinearPredictor([b.coefficients for b in best], [b.intercept for b in best], train.tasks)
@@ -87,19 +89,33 @@ def _fit_task(train: TaskData, validation: TaskData, t: int, grid: list[float]) 
     X_validation, y_validation = validation.X[validation.rows(t)], validation.labels(t)
     fits = []
     for alpha in grid:
-        coefficients, intercept = _solve(X, y, train.tasks[t].kind, alpha)
+        coefficients, intercept = _solve(X, y, train.tasks[t], alpha)
         predictor = LinearPredictor([coefficients], [intercept], [train.tasks[t]])
         loss = _validation_loss(y_validation, predictor.predict(X_validation, [0])[0], train.tasks[t].kind)
         fits.append(_TaskFit(loss, alpha, coefficients, intercept))
     return min(fits, key=lambda fit: fit.loss)
 
 
-def _solve(X: Array, y: Array, kind: str, alpha: float) -> tuple[Array, Array]:
-    if kind == "regression":
+def _solve(X: Array, y: Array, task: Task, alpha: float) -> tuple[Array, Array]:
+    if task.kind == "regression":
         ridge = Ridge(alpha=alpha * len(y)).fit(X, y)
         return ridge.coef_[:, None], np.atleast_1d(ridge.intercept_)
     logistic = LogisticRegression(C=1 / (alpha * len(y)), max_iter=2000).fit(X, y)
-    return logistic.coef_.T, logistic.intercept_
+    if task.kind == "binary":
+        return logistic.coef_.T, logistic.intercept_
+    return _all_classes(logistic, len(task.classes))
+
+
+def _all_classes(logistic: LogisticRegression, n_classes: int) -> tuple[Array, Array]:
+    """Scores of all classes: those that the task has not seen get a score of -inf, that is a probability of 0."""
+    coefficients, intercept = np.zeros((logistic.coef_.shape[1], n_classes)), np.full(n_classes, -np.inf)
+    seen = logistic.classes_.astype(np.int64)
+    if len(seen) == 2:
+        # Of two classes scikit-learn gives the second's log-odds alone.
+        coefficients[:, seen[1]], intercept[seen] = logistic.coef_[0], [0.0, logistic.intercept_[0]]
+    else:
+        coefficients[:, seen], intercept[seen] = logistic.coef_.T, logistic.intercept_
+    return coefficients, intercept
 
 
 def _validation_loss(y: Array, predictions: Array, kind: str) -> float:

@@ -10,13 +10,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import taskloom
 from taskloom.study._files import check_folder, write_file
 from taskloom.study._options import StudyOptions
 from taskloom.study._unit import Unit
 from taskloom.tasks import Recipe
 
-_NUMERIC_LIBRARIES = ("numpy", "scipy", "scikit-learn", "torch")
+_NUMERIC_LIBRARIES = ("numpy", "scipy", "scikit-learn", "torch", "lightning-fabric")
 
 
 class UnitCache:
@@ -47,21 +49,21 @@ class UnitCache:
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
-    def get(self, recipe: Recipe, seed: int) -> Unit | None:
-        """The finished unit, if it is there and whole."""
+    def get(self, key: str, label: str) -> Unit | None:
+        """The finished unit of that key, if it is there and whole, under the recipe's present label."""
         if self.folder is None:
             return None
         try:
-            unit = Unit.from_json(json.loads((self.folder / f"{self.key(recipe, seed)}.json").read_text(encoding="utf-8")))
+            unit = Unit.from_json(json.loads((self.folder / f"{key}.json").read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        unit.recipe = recipe.label
+        unit.recipe = label
         return unit
 
-    def put(self, recipe: Recipe, unit: Unit) -> None:
+    def put(self, key: str, unit: Unit) -> None:
         """Keep a finished unit."""
         if self.folder is not None:
-            write_file(self.folder / f"{self.key(recipe, unit.seed)}.json", json.dumps(unit.to_json()))
+            write_file(self.folder / f"{key}.json", json.dumps(unit.to_json()))
 
 
 @cache
@@ -73,6 +75,7 @@ def environment() -> dict[str, Any]:
         "code": _code_digest(),
         "python": platform.python_version(),
         "machine": platform.machine(),
+        "accelerator": "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu",
         **versions,
     }
 

@@ -5,8 +5,9 @@ Letters: K tasks, S seeds.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,8 @@ class Verdict:
         recipe: its label.
         task: its name.
         score: mean test score over seeds.
-        baseline: label of the single-task baseline it is held against; of several, the one that validation chose most often.
+        baseline: label of the single-task baseline that it is held against; of several, the one that validation chose most
+            often for this task.
         baseline_score: mean test score of the baseline.
         gain: mean paired difference; positive is better, whatever the metric's direction.
         low: lower end of the interval of the gain; None with fewer than three seeds.
@@ -108,7 +110,7 @@ class Comparison:
     scores: Array
     baseline_scores: Array
     gains: Array
-    baseline: str
+    baselines: tuple[str, ...]
     test_ratio: Array
 
 
@@ -151,22 +153,22 @@ def _pair(tasks: Sequence[Task], own: dict[int, Unit], baselines: dict[str, dict
         chosen[i] = [labels.index(alive[pick]) for pick in picks]
     signs = np.array([1.0 if task.scorer.higher_is_better else -1.0 for task in tasks])
     test_ratio = np.mean([np.divide(own[seed].test_rows, own[seed].train_rows) for seed in seeds], axis=0)
-    most = labels[int(np.bincount(chosen.ravel()).argmax())]
+    most = tuple(labels[int(np.bincount(chosen[:, t]).argmax())] for t in range(len(tasks)))
     return Comparison(scores, reference, signs * (scores - reference), most, test_ratio)
 
 
-def _judge(label: str, tasks: Sequence[Task], paired: Comparison, confidence: float, has_failed: bool) -> list[Verdict]:
+def _judge(label: str, tasks: Sequence[Task], paired: Comparison, confidence: float, is_partial: bool) -> list[Verdict]:
     intervals = [paired_interval(paired.gains[:, t], paired.test_ratio[t], confidence) for t in range(len(tasks))]
     corrected = holm([interval.p_value for interval in intervals])
     verdicts = []
     for t, (task, interval) in enumerate(zip(tasks, intervals, strict=True)):
-        # Seeds that failed are missing from the differences: what is left would flatter the recipe.
-        word = "undecided" if has_failed else verdict_word(interval, corrected[t], confidence)
+        # What is left after failed fits would flatter whoever failed.
+        word = "undecided" if is_partial else verdict_word(interval, corrected[t], confidence)
         low, high = _ends(interval)
         mean_score, mean_reference = float(paired.scores[:, t].mean()), float(paired.baseline_scores[:, t].mean())
         verdicts.append(
             Verdict(
-                label, task.name, mean_score, paired.baseline, mean_reference, interval.mean,
+                label, task.name, mean_score, paired.baselines[t], mean_reference, interval.mean,
                 low, high, interval.p_value, float(corrected[t]), word,
             )
         )  # fmt: skip
@@ -185,7 +187,7 @@ def _summarise(
     finished = [unit for unit in units if not unit.error] or list(units)
     return Summary(
         recipe=label,
-        baseline="" if paired is None else paired.baseline,
+        baseline="" if paired is None else Counter(paired.baselines).most_common(1)[0][0],
         helped=words.count("helped"),
         hurt=words.count("hurt"),
         undecided=words.count("undecided"),
@@ -202,8 +204,3 @@ def _summarise(
 
 def _ends(interval: Interval) -> tuple[float | None, float | None]:
     return (interval.low, interval.high) if np.isfinite(interval.low) else (None, None)
-
-
-def as_json(entry: Verdict | Summary | RecipeInfo) -> dict[str, Any]:
-    """A JSON-able picture."""
-    return asdict(entry)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def seed_list(seeds: int | Sequence[int]) -> list[int]:
         >>> seed_list(3), seed_list([7, 9])
         ([0, 1, 2], [7, 9])
     """
-    found = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
+    found = [int(seed) for seed in seeds] if isinstance(seeds, Iterable) else list(range(int(seeds)))
     if not found or min(found) < 0 or len(set(found)) < len(found):
         raise OptionError(f"`seeds`={seeds!r}: give a number of at least 1, or different seeds of at least 0")
     return found

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import joblib
 from rich.table import Table
@@ -28,6 +28,14 @@ from taskloom.tasks import DataError, OptionError, Recipe, TaskData, get_recipe,
 
 MOST_ROWS = 60
 _ONE_FIT_A_PROCESS = threading.Lock()
+
+
+class Job(NamedTuple):
+    """A unit to be run, and the key that it is kept by."""
+
+    recipe: Recipe
+    seed: int
+    key: str
 
 
 class Study(Outcome):
@@ -109,20 +117,25 @@ def study(
         ['ridge']
     """
     options, seeds = options or StudyOptions(), seed_list(seeds)
-    chosen = with_baselines([get_recipe(recipe) for recipe in (recipes if recipes is not None else recipe_classes())])
+    if n_jobs == 0:
+        raise OptionError("`n_jobs`=0: give the number of fits at once, or -1 for all cores")
+    named = [recipes] if isinstance(recipes, str) else recipes
+    chosen = with_baselines([get_recipe(recipe) for recipe in (named if named is not None else recipe_classes())])
     _check_data(data)
     # A split that is impossible is found before anything is trained.
-    split_rows(data, seeds[0], options.fractions)
+    for seed in seeds:
+        split_rows(data, seed, options.fractions)
     cache = UnitCache(options.cache_folder(), data.digest(), options)
-    wanted = [(recipe, seed) for seed in seeds for recipe in chosen]
-    units = {(recipe.label, seed): unit for recipe, seed in wanted if (unit := cache.get(recipe, seed)) is not None}
-    missing = [(recipe, seed) for recipe, seed in wanted if (recipe.label, seed) not in units]
+    # Keys are made here and passed on: a worker process may see a recipe's source under another name.
+    wanted = [Job(recipe, seed, cache.key(recipe, seed)) for seed in seeds for recipe in chosen]
+    units = {(job.recipe.label, job.seed): unit for job in wanted if (unit := cache.get(job.key, job.recipe.label)) is not None}
+    missing = [job for job in wanted if (job.recipe.label, job.seed) not in units]
     with progress_bar(progress, len(wanted)) as show:
         show(len(units), f"{len(units)} of {len(wanted)} fits were done before" if units else "training")
         for unit in _run_all(data, missing, options, cache, n_jobs):
             units[unit.recipe, unit.seed] = unit
             show(len(units), f"{unit.recipe}, seed {unit.seed}")
-    ordered = [units[recipe.label, seed] for recipe, seed in wanted]
+    ordered = [units[job.recipe.label, job.seed] for job in wanted]
     return Study(data.tasks, describe(data), [RecipeInfo.of(recipe) for recipe in chosen], seeds, options, ordered)
 
 
@@ -142,6 +155,9 @@ def with_baselines(recipes: Sequence[Recipe]) -> list[Recipe]:
         raise OptionError("`recipes` is empty; name at least one")
     covered = {recipe.family for recipe in recipes if recipe.is_baseline}
     everything = [*_missing_baselines([recipe for recipe in recipes if recipe.family not in covered]), *recipes]
+    for recipe in everything:
+        if not any(other.is_baseline and other.family == recipe.family for other in everything):
+            raise OptionError(f"recipe `{recipe.label}` of family `{recipe.family}` has no single-task baseline; add one")
     labels = [recipe.label for recipe in everything]
     repeated = next((label for label in labels if labels.count(label) > 1), None)
     if repeated is not None:
@@ -180,20 +196,23 @@ def describe(data: TaskData) -> dict[str, Any]:
 
 
 def _run_all(
-    data: TaskData, missing: Sequence[tuple[Recipe, int]], options: StudyOptions, cache: UnitCache, n_jobs: int | None
+    data: TaskData, missing: Sequence[Job], options: StudyOptions, cache: UnitCache, n_jobs: int | None
 ) -> Iterator[Unit]:
     if joblib.effective_n_jobs(n_jobs) == 1:
-        for recipe, seed in missing:
-            yield _run_and_keep(data, recipe, seed, options, cache)
+        for job in missing:
+            yield _run_and_keep(data, job, options, cache)
         return
-    jobs = (joblib.delayed(_run_and_keep)(data, recipe, seed, options, cache) for recipe, seed in missing)
-    yield from joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered")(jobs)
+    jobs = (joblib.delayed(_run_and_keep)(data, job, options, cache) for job in missing)
+    pool = joblib.Parallel(n_jobs=n_jobs)
+    # Backends that cannot hand over results as they come hand them over at the end; each is kept by its worker all the same.
+    can_stream = getattr(pool._backend, "supports_return_generator", False)
+    yield from joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered")(jobs) if can_stream else pool(jobs)
 
 
-def _run_and_keep(data: TaskData, recipe: Recipe, seed: int, options: StudyOptions, cache: UnitCache) -> Unit:
+def _run_and_keep(data: TaskData, job: Job, options: StudyOptions, cache: UnitCache) -> Unit:
     # Threads of one process would share torch's generator: there the fits take turns, and stay the same to the bit.
     with _ONE_FIT_A_PROCESS:
-        unit = run_unit(data, recipe, seed, options)
+        unit = run_unit(data, job.recipe, job.seed, options)
     # Kept by the worker itself: a study killed at any moment loses only the fits under way.
-    cache.put(recipe, unit)
+    cache.put(job.key, unit)
     return unit

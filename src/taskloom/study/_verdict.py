@@ -47,7 +47,9 @@ def paired_interval(differences: ArrayLike, test_ratio: float, confidence: float
         confidence: of the interval.
 
     Returns:
-        With fewer than three seeds the ends are infinite and the p-value is 1: nothing can be said.
+        With fewer than three seeds, or with differences that are all the same and not zero, the ends are infinite and the
+        p-value is 1: nothing can be said of chance. Equal differences are common where a score has few possible values
+        (accuracy on a dozen rows), and taking them for certainty would find effects where there are none.
 
     Examples:
         >>> interval = paired_interval([0.10, 0.12, 0.11, 0.09, 0.13], test_ratio=1 / 3)
@@ -56,11 +58,11 @@ def paired_interval(differences: ArrayLike, test_ratio: float, confidence: float
     """
     gains = np.asarray(differences, dtype=np.float64)
     mean, count = float(gains.mean()), len(gains)
-    if count < LEAST_SEEDS:
+    if not gains.any():
+        return Interval(0.0, 0.0, 0.0, 1.0)
+    if count < LEAST_SEEDS or np.ptp(gains) <= 1e-12 * np.abs(gains).max():
         return Interval(mean, -np.inf, np.inf, 1.0)
     error = float(np.sqrt((1 / count + test_ratio) * gains.var(ddof=1)))
-    if error <= 1e-12 * max(abs(mean), 1e-300):
-        return Interval(mean, mean, mean, 1.0 if mean == 0 else 0.0)
     half = float(stats.t.ppf((1 + confidence) / 2, count - 1)) * error
     return Interval(mean, mean - half, mean + half, float(2 * stats.t.sf(abs(mean) / error, count - 1)))
 

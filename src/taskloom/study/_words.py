@@ -32,7 +32,10 @@ def recipe_sentence(summary: Summary, verdicts: Sequence[Verdict], error: str = 
         '`joint` against `single`: helped all 1, hurt none. Mean score better on 1 of 1. Mean gain +0.1000 [+0.0500, +0.1500].'
     """
     if summary.failed and not verdicts:
-        return f"`{summary.recipe}` gave no model: {error}."
+        on = f" on seed {', '.join(map(str, summary.failed))}"
+        return f"`{summary.recipe}` gave no model{on} ({error}); seeds that lack a model decide nothing."
+    if not verdicts:
+        return f"`{summary.recipe}` has nothing to be compared with: no seed has both its model and a baseline's."
     total = len(verdicts)
     text = f"`{summary.recipe}` against `{summary.baseline}`: helped {_count(summary.helped, total)}, hurt "
     hurt = [verdict.task for verdict in verdicts if verdict.word == "hurt"]

@@ -5,6 +5,8 @@ Letters: n rows, C classes.
 
 from __future__ import annotations
 
+import math
+from decimal import Decimal
 from typing import Any
 
 import narwhals.stable.v2 as nw
@@ -31,7 +33,9 @@ def numbers(column: Series) -> Array:
         DataError: it holds something that is not a number.
     """
     if column.dtype in (nw.Date, nw.Datetime):
-        column = column.cast(nw.Datetime("us")).dt.timestamp("us").cast(nw.Float64) / (1e6 * _SECONDS_A_DAY)
+        column = (column.cast(nw.Datetime("us")) if column.dtype == nw.Date else column).dt.timestamp("us").cast(nw.Float64) / (
+            1e6 * _SECONDS_A_DAY
+        )
     elif column.dtype == nw.Duration:
         column = column.dt.total_microseconds().cast(nw.Float64) / (1e6 * _SECONDS_A_DAY)
     elif not is_numeric(column):
@@ -41,14 +45,15 @@ def numbers(column: Series) -> Array:
 
 def strings(column: Series) -> NDArray[np.object_]:
     """A column as (n,) strings with None for missing."""
-    values = column.to_list()
-    return np.array([None if _is_missing(value) else str(plain(value)) for value in values], dtype=object)
+    return np.array([None if value is None else str(value) for value in labels(column)], dtype=object)
 
 
 def plain(value: Any) -> Any:
     """A value as a plain bool, int, float or string; whole floats become ints, so that 1 and 1.0 are one label."""
     if isinstance(value, np.generic):
         value = value.item()
+    if isinstance(value, Decimal):
+        value = float(value)
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value if isinstance(value, bool | int | float) else str(value)
@@ -56,7 +61,33 @@ def plain(value: Any) -> Any:
 
 def labels(column: Series) -> list[Any]:
     """A column as n plain values with None for missing."""
-    return [None if _is_missing(value) else plain(value) for value in column.to_list()]
+    # Each dataframe has its own mark for missing: the column is asked, not the values.
+    missing = column.is_null().to_list()
+    values = zip(column.to_list(), missing, strict=True)
+    return [None if is_null or (isinstance(value, float) and np.isnan(value)) else plain(value) for value, is_null in values]
+
+
+def share_of_numbers(values: NDArray[np.object_]) -> float:
+    """The share of texts (n,) that can be read as numbers, missing ones left out.
+
+    Examples:
+        >>> share_of_numbers(np.array(["1", "2.5", "-", ""], dtype=object))
+        0.5
+    """
+    present = [value for value in values if value is not None]
+    return sum(_is_number(value) for value in present) / len(present) if present else 0.0
+
+
+def canonical(text: str) -> str:
+    """The name that a value has as a task label, however it was written: `7` for `007` and `7.0`, `True` for `true`.
+
+    Examples:
+        >>> canonical("007"), canonical("true"), canonical("north")
+        ('7', 'True', 'north')
+    """
+    if text.lower() in {"true", "false"}:
+        return text.lower().capitalize()
+    return str(plain(float(text))) if _is_number(text) else text
 
 
 def infer_kind(values: list[Any]) -> str:
@@ -93,8 +124,11 @@ def codes(values: list[Any], classes: tuple[Any, ...]) -> Array:
     return np.array([np.nan if value is None else code[value] for value in values])
 
 
-def _is_missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and np.isnan(value))
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _parsed(column: Series) -> Series:

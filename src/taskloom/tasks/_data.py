@@ -33,6 +33,7 @@ class TaskData:
         task_of_row: (n,) index of the task that owns each row; None when the tasks share rows.
         by: what the task labels are called in a table ("hospital"); empty when the tasks share rows.
         notes: what was done to the table while reading it, in sentences.
+        impute: False where missing features were refused; a model fitted to these data refuses them too.
     """
 
     tasks: tuple[Task, ...]
@@ -41,12 +42,15 @@ class TaskData:
     task_of_row: Rows | None = None
     by: str = ""
     notes: tuple[str, ...] = ()
+    impute: bool = True
 
     def __post_init__(self) -> None:
         check_task_names(self.tasks)
         n, expected = len(self.features), ((len(self.features), len(self.tasks)) if self.is_shared else (len(self.features),))
         if self.y.shape != expected:
             raise DataError(f"`y` has shape {self.y.shape}; {n} rows and {len(self.tasks)} tasks need {expected}")
+        if self.task_of_row is not None and self.task_of_row.shape != (n,):
+            raise DataError(f"`task_of_row` has shape {self.task_of_row.shape}; {n} rows need ({n},)")
 
     @classmethod
     def shared_rows(cls, X: ArrayLike, Y: ArrayLike, tasks: Sequence[Task | str] | None = None) -> TaskData:
@@ -152,6 +156,10 @@ class TaskData:
 
     def digest(self) -> str:
         """A hash of features, labels and tasks: equal for equal data, in any process."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         digest = hashlib.sha256(repr((self.tasks, self.y.shape)).encode())
         self.features.update_hash(digest)
         digest.update(np.ascontiguousarray(self.y).tobytes())

@@ -55,8 +55,7 @@ class FeatureEncoder:
         count = np.maximum(np.isfinite(values).sum(axis=axes), 1)
         mean = np.nansum(values, axis=axes) / count
         scale = np.sqrt(np.nansum((values - mean) ** 2, axis=axes) / count)
-        # Rounding leaves a constant column with a tiny deviation that must not be blown up to 1.
-        scale = np.where(scale <= 1e-12 * np.maximum(np.abs(mean), 1.0), 1.0, scale)
+        scale = _usable_scale(scale, np.abs(np.where(np.isnan(values), 0.0, values)).max(axis=axes, initial=0.0))
         categories = tuple(_frequent(column) for column in train.categorical.T)
         return cls(np.asarray(mean), np.asarray(scale), categories)
 
@@ -104,7 +103,7 @@ class TargetScaler:
         for t, task in enumerate(train.tasks):
             if task.kind == "regression":
                 labels = train.labels(t)
-                mean[t], scale[t] = labels.mean(), labels.std() or 1.0
+                mean[t], scale[t] = labels.mean(), _usable_scale(labels.std(), np.abs(labels).max())
         return cls(mean, scale)
 
     def encode(self, data: TaskData) -> TaskData:
@@ -134,6 +133,11 @@ def check_finite(features: Features) -> None:
         row, column = missing[0]
         name = features.categorical_names[column]
         raise DataError(f"feature `{name}` is missing in row {row} and imputation is off; fill it or set `impute=True`")
+
+
+def _usable_scale(scale: Any, magnitude: Any) -> Array:
+    """Deviations to divide by: 1 for a constant, which rounding leaves with a tiny one that must not be blown up."""
+    return np.where(scale <= 1e-12 * magnitude, 1.0, scale)
 
 
 def _frequent(column: NDArray[np.object_]) -> tuple[str, ...]:

@@ -9,10 +9,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import uuid
 from collections.abc import Mapping
-from pathlib import Path
+from enum import Enum
+from pathlib import Path, PurePath
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
+
+import numpy as np
 
 _OWN_PACKAGE = "taskloom."
 
@@ -52,19 +56,47 @@ def _identify_object(value: Any, inside: tuple[int, ...]) -> Any:
         return {"partial": identify([value.func, value.args, value.keywords], inside)}
     if isinstance(value, FunctionType):
         held = [cell.cell_contents for cell in value.__closure__ or ()]
-        holds = identify([held, value.__defaults__, value.__kwdefaults__], inside)
+        holds = identify([held, value.__defaults__, value.__kwdefaults__, _globals_of(value)], inside)
         return {
             "function": identify_code(value),
             "line": value.__code__.co_firstlineno,
             "holds": holds,
             "code": _bytecode(value),
         }
+    if hasattr(value, "state_dict") or hasattr(value, "detach") or isinstance(value, np.ndarray):
+        return _identify_numbers(value, inside)
     if inspect.ismethod(value):
         return {"method": identify([value.__func__, value.__self__], inside)}
     if hasattr(value, "__dict__"):
         fields = {name: identify(item, inside) for name, item in sorted(vars(value).items())}
         return {"type": identify_code(type(value)), **fields}
-    return repr(value)
+    if isinstance(value, bytes | complex | range | Enum | PurePath):
+        return repr(value)
+    # Nothing is known of such a value: a picture that is never found again keeps a wrong result from being shown.
+    return f"({type(value).__qualname__}, not identified, {uuid.uuid4().hex})"
+
+
+def _identify_numbers(value: Any, inside: tuple[int, ...]) -> Any:
+    """Arrays by their bytes; modules by class and weights. Tensors are met without importing torch."""
+    if hasattr(value, "state_dict"):
+        return {"type": identify_code(type(value)), "text": repr(value), "state": identify(value.state_dict(), inside)}
+    array = value if isinstance(value, np.ndarray) else value.detach().cpu().numpy()
+    content = np.ascontiguousarray(array).tobytes() if array.dtype != object else repr(array.tolist()).encode()
+    return f"{array.dtype}{array.shape}#{hashlib.sha256(content).hexdigest()[:12]}"
+
+
+def _globals_of(function: FunctionType) -> dict[str, Any]:
+    """Values around a function that it names: constants and settings, and functions of its own module."""
+    found = {name: function.__globals__[name] for name in _names(function.__code__) if name in function.__globals__}
+    return {
+        name: value
+        for name, value in sorted(found.items())
+        if not isinstance(value, ModuleType | type) and getattr(value, "__module__", function.__module__) == function.__module__
+    }
+
+
+def _names(code: CodeType) -> set[str]:
+    return set(code.co_names).union(*(_names(const) for const in code.co_consts if isinstance(const, CodeType)))
 
 
 def identify_code(thing: type | FunctionType) -> str:

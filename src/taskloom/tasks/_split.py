@@ -141,7 +141,8 @@ def _check_enough(data: TaskData, shares: Array) -> None:
             continue
         for code, value in enumerate(task.classes):
             count = int((labels == code).sum())
-            if count < need:
+            # A site may never have seen a class that others have; a binary task without one is constant.
+            if 0 < count < need:
                 raise DataError(
                     f"class {value!r} of task `{task.name}` has {count} labelled rows; a split into {parts} parts "
                     f"needs {need}: add rows, merge classes or leave the task out"
@@ -155,8 +156,9 @@ def _check_parts(data: TaskData, split: Split, shares: Array) -> None:
         part = data.take(rows)
         for t, task in enumerate(data.tasks):
             labels = part.labels(t)
-            groups = [labels == c for c in range(len(task.classes))] if task.classes else [np.ones(len(labels), dtype=bool)]
-            if min(int(group.sum()) for group in groups) < _least_rows(task.kind):
+            seen = np.unique(data.labels(t)) if task.classes else []
+            counts = [int((labels == c).sum()) for c in seen] if task.classes else [len(labels)]
+            if min(counts) < _least_rows(task.kind):
                 raise DataError(
                     f"task `{task.name}` has too few labelled rows for the {name} part (share {share:g}); "
                     "add rows, raise that share or leave the task out"

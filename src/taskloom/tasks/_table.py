@@ -92,7 +92,7 @@ def read_table(
     kept.check_labels()
     if not options.impute:
         check_finite(kept.features)
-    return replace(kept, notes=(*notes, *more))
+    return replace(kept, notes=(*notes, *more), impute=options.impute)
 
 
 def read_rows(
@@ -113,7 +113,8 @@ def read_rows(
         UnknownNameError: a column that is not there; the nearest one is named.
         DataError: a numeric column that holds something else, or a row without a task label.
     """
-    frame = open_table(source)
+    # What looks like a number in these few rows may have been text in the table that was trained on.
+    frame = open_table(source, as_text=[*categorical, *([by] if by else [])])
     for column in [*numeric, *categorical, *([by] if by else [])]:
         if column not in frame.columns:
             raise unknown("column", column, frame.columns)
@@ -139,11 +140,13 @@ def _check_question(target: str | None, by: str | None, targets: Sequence[str] |
 def _features(frame: Frame, taken: set[str]) -> tuple[Features, list[str]]:
     left = [name for name in frame.columns if name not in taken]
     numeric = [name for name in left if columns.is_numeric(frame[name])]
-    categorical, notes = [], []
+    known, categorical, notes = set(numeric), [], []
     for name in left:
-        if name in numeric:
+        if name in known:
             continue
         values = columns.strings(frame[name])
+        if columns.share_of_numbers(values) > 0.9:
+            notes.append(f"column `{name}` was read as text because some of its values are not numbers: is that meant?")
         distinct = len(set(values) - {None})
         if distinct > 0.5 * len(values) and distinct > columns.MAX_CLASSES:
             notes.append(

@@ -42,6 +42,7 @@ class Task:
     metric: str = ""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", tuple(value.item() if hasattr(value, "item") else value for value in self.classes))
         if self.kind not in KINDS:
             raise unknown("kind of task", self.kind, KINDS)
         self._check_classes()
