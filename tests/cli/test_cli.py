@@ -89,6 +89,7 @@ def test_shared_rows_kinds_and_columns_left_out(tmp_path):
         (["--targets", "bmi", "--metric", "acc"], "no metric named `acc`"),
         (["--targets", "bmi", "--metric", "auc"], "cannot score task `bmi`"),
         (["--targets", "bmi", "--seeds", "0"], "`seeds`=0"),
+        (["--targets", "bmi", "--n-jobs", "0"], "`n_jobs`=0"),
         (["--targets", "bmi", "--budget", "0"], "`budget`=0"),
         (["--target", "progression", "--by", "bmi"], "target of task `18` is constant"),
         (["--target", "progression", "--by", "age group", "--skip-tasks", "19 to 35"], "did you mean `19 to 34`"),
@@ -102,7 +103,7 @@ def test_bad_input_ends_with_one_sentence_and_exit_2(arguments, message, table, 
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
-    assert not out.exists() or not list(out.iterdir())
+    assert not out.exists()
 
 
 def test_an_output_folder_that_cannot_be_written_stops_before_any_work(table, tmp_path):
@@ -111,6 +112,30 @@ def test_an_output_folder_that_cannot_be_written_stops_before_any_work(table, tm
         done = run(*command, tmp_path / "file" / "out")
         assert (done.exit_code, done.stdout) == (2, "")
         assert "cannot be written" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipe", "jiont"], "did you mean `joint`"),
+        (["--seed", "-1"], "`seeds`=[-1]"),
+        (["--budget", "0"], "`budget`=0"),
+        (["--recipe", "ridge", "--budget", "-1"], "`budget`=-1"),
+    ],
+)
+def test_a_fit_that_cannot_be_ends_with_one_sentence_and_leaves_nothing(arguments, message, table, tmp_path):
+    done = run("fit", *question(table), "--save", tmp_path / "model", *arguments)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert not (tmp_path / "model").exists()
+
+
+def test_brackets_in_names_are_shown_as_they_are(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("[/b] A,[bold]B,x\n" + "\n".join(f"{i % 7},{i % 5 + i / 9},{i}" for i in range(60)) + "\n")
+    question = ["--targets", "[/b] A,[bold]B", "--kind", "regression"]
+    assert "[bold]B" in run("fit", path, *question, "--recipe", "ridge", "--save", tmp_path / "m").stdout
+    assert "[/b] A" in run("study", path, *question, "--recipes", "ridge", "--out", tmp_path / "o", "--json").stdout
 
 
 def test_damaged_files_end_with_exit_2(table, tmp_path):

@@ -77,8 +77,10 @@ def test_a_fit_that_goes_on_from_its_checkpoint_equals_one_that_never_stopped(sh
 def test_a_damaged_or_foreign_checkpoint_is_refused(shared_parts, own_parts, tmp_path):
     file = tmp_path / "fit.pt"
     _joint(shared_parts, dataclasses.replace(FAST, max_steps=20, checkpoint_every=20), file)
-    with pytest.raises(ModelFileError, match="of another net or other settings"):
-        _joint(own_parts, FAST, file)
+    other = dataclasses.replace(FAST, learning_rate=1e-4)
+    for parts, options, seed in ((own_parts, FAST, 0), (shared_parts, other, 0), (shared_parts, FAST, 1)):
+        with pytest.raises(ModelFileError, match="of another net, other data or other settings"):
+            _joint(parts, options, file, seed)
     file.write_bytes(file.read_bytes()[:500])
     with pytest.raises(ModelFileError, match="damaged"):
         _joint(shared_parts, FAST, file)

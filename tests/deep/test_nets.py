@@ -81,6 +81,16 @@ def test_dropout_differs_between_nets_and_rests_in_evaluation(wrap):
     assert torch.equal(outputs[0], outputs[1])
 
 
+def test_frozen_weights_stay_frozen_in_a_stack():
+    nets = _nets(2)
+    for net in nets:
+        net.encoder.requires_grad_(False)
+    stacked = StackedNets(nets)
+    stacked(torch.randn(2, 4, 5)).sum().backward()
+    trained = {name: weight.grad is not None for name, weight in zip(stacked.names, stacked.groups[0], strict=True)}
+    assert trained == {name: name.startswith("heads") for name in stacked.names}
+
+
 def test_only_what_improved_is_kept():
     stacked = StackedNets(_nets(4), n_groups=2)
     best = {name: torch.zeros_like(value) for name, value in stacked.state_dict().items()}

@@ -136,17 +136,49 @@ def test_damaged_missing_and_foreign_models_are_refused(saved, tmp_path):
     damage("model.json is damaged")
     (saved / "model.json").write_text("[1, 2]")
     damage("model.json is damaged")
+    (saved / "model.json").write_bytes(b"\xff\xfe\x00\x80")
+    damage("model.json is damaged")
     _edit(saved, version=99)
     damage("this taskloom reads")
-    _edit(saved, predictor={"format": "linnear"})
-    with pytest.raises(ValueError, match="did you mean `linear`"):
-        load_model(saved)
-    (saved / "model.json").write_bytes(whole["model.json"])
-    _edit(saved, encoder={})
-    damage("damaged \\(KeyError")
+    _edit(saved, numeric_names=["bp", "bmi"])
+    damage("model.json is damaged; save it again")
     (saved / "weights.safetensors").unlink()
     damage("no model in")
     assert load_model(saved).recipe == "ridge"
+
+
+def test_task_names_and_texts_read_as_in_training_whatever_else_is_in_the_file(tmp_path):
+    sites, zips, flags = ["007", "012", "A1"], ["01", "02", "x"], ["true", "false", "unknown"]
+    values = [(i % 3, i // 3 % 3, i // 9 % 3, i % 11) for i in range(120)]
+    rows = [f"{sites[s]},{zips[z]},{flags[f]},{x},{3 * z + x + f}" for s, z, f, x in values]
+    header = "site,zip,flag,x,y"
+    (tmp_path / "all.csv").write_text("\n".join([header, *rows]) + "\n")
+    model = fit_model(read_table(tmp_path / "all.csv", target="y", by="site"), "ridge")
+    whole = model.predict(tmp_path / "all.csv")["prediction"]
+    # Alone, these rows look like numbers and truth values.
+    some = [i for i, row in enumerate(rows) if not {"A1", "x", "unknown"} & set(row.split(","))]
+    (tmp_path / "some.csv").write_text("\n".join([header, *(rows[i] for i in some)]) + "\n")
+    np.testing.assert_allclose(model.predict(tmp_path / "some.csv")["prediction"], [whole[i] for i in some], rtol=1e-12)
+    numbered = [row.replace("A1", "13") for row in rows]
+    (tmp_path / "numbered.csv").write_text("\n".join([header, *numbered]) + "\n")
+    seven = fit_model(read_table(tmp_path / "numbered.csv", target="y", by="site"), "ridge")
+    assert [task.name for task in seven.tasks] == ["7", "12", "13"]
+    assert set(seven.predict(tmp_path / "numbered.csv")["site"]) == {"7", "12", "13"}
+
+
+def test_a_model_of_data_that_were_not_imputed_refuses_missing_features(table):
+    options = TableOptions(impute=False)
+    model = fit_model(read_table(table, target="progression", by="age group", options=options), "ridge")
+    frame = pl.read_csv(table, infer_schema_length=None).with_columns(pl.lit(None).cast(pl.Float64).alias("bmi"))
+    with pytest.raises(DataError, match="`bmi` is nan in row 0 and imputation is off"):
+        model.predict(frame)
+
+
+def test_a_bfloat16_model_is_saved(table, tmp_path):
+    data = read_table(table, target="progression", by="age group")
+    options = FitOptions(max_steps=20, accelerator="cpu", precision="bf16-true")
+    model = fit_model(data, JointRecipe(options=options), budget=1)
+    assert load_model(model.save(tmp_path / "model")).predict(table) == model.predict(table)
 
 
 def test_rows_that_cannot_be_predicted_are_refused(saved, table):

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -23,6 +25,7 @@ from taskloom.tasks import (
     Recipe,
     RecipeFit,
     TargetScaler,
+    Task,
     TaskData,
     UnknownNameError,
     load_diabetes_tasks,
@@ -161,6 +164,49 @@ def test_any_registered_joblib_backend_serves(small_study):
     known = _scores(small_study)
     for key, scores in _scores(threaded).items():
         assert scores == known[key]
+
+
+def test_a_backend_that_cannot_stream_serves_too(tmp_path):
+    class AllAtOnce(ThreadingBackend):
+        supports_return_generator = False
+
+    joblib.register_parallel_backend("all-at-once", AllAtOnce)
+    with joblib.parallel_config("all-at-once", n_jobs=2):
+        result = study(GROUPS, ["ridge"], seeds=3, options=StudyOptions(cache=tmp_path))
+    assert len(result.units) == len(list(tmp_path.glob("*.json"))) == 3
+
+
+def test_workers_keep_what_the_next_study_finds(tmp_path):
+    """A recipe from the started script has another name in a worker process; it must be found again all the same."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\nfrom dataclasses import dataclass\nfrom taskloom.deep import MLP, FitOptions, SingleRecipe\n"
+        "from taskloom.study import StudyOptions, study\nfrom taskloom.tasks import load_diabetes_tasks\n\n\n"
+        "@dataclass(frozen=True)\nclass Net:\n    width: int = 4\n\n"
+        "    def __call__(self, shape, tasks):\n        return MLP((self.width,))(shape, tasks)\n\n\n"
+        "if __name__ == '__main__':\n    options = FitOptions(max_steps=20, accelerator='cpu')\n    recipe = SingleRecipe(net=Net(), options=options)\n"
+        "    study(load_diabetes_tasks('age_groups'), [recipe], seeds=2, n_jobs=2,\n"
+        "          options=StudyOptions(budget=1, cache=sys.argv[1]), progress=lambda *told: print(told))\n"
+    )
+    runs = [
+        subprocess.run([sys.executable, script, tmp_path / "cache"], capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    ]
+    assert "2 of 2 fits were done before" not in runs[0]
+    assert "2 of 2 fits were done before" in runs[1]
+
+
+def test_a_site_without_one_of_the_classes_takes_part():
+    rng = np.random.default_rng(0)
+    parts = []
+    for classes in ((0, 1, 2), (0, 2), (1, 2)):
+        y = rng.choice(classes, size=60).astype(float)
+        parts.append((rng.normal(size=(60, 3)) + y[:, None], y))
+    data = TaskData.own_rows(parts, [Task(f"site {k}", "multiclass", ("u", "v", "w")) for k in range(3)])
+    recipes = ["ridge", JointRecipe(net=MLP((8,)), options=FAST)]
+    result = study(data, recipes, seeds=3, options=StudyOptions(cache=False, budget=2))
+    assert all(np.mean(unit.scores) > 0.5 for unit in result.units if unit.recipe == "ridge")
+    assert not any(unit.error for unit in result.units)
 
 
 def test_a_study_with_one_more_recipe_trains_only_that_one(tmp_path, monkeypatch):

@@ -87,6 +87,20 @@ def test_targets_are_standardised_per_task_and_back():
         np.testing.assert_allclose(TargetScaler.fit(own).encode(own).labels(t).std(), 1)
 
 
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e9 / 3])
+def test_a_target_that_is_constant_in_training_keeps_its_unit(value):
+    y = np.column_stack([np.arange(50.0), np.full(50, value)])
+    data = TaskData(tuple(load_diabetes_tasks().tasks[:2]), Features(np.eye(50)), y)
+    assert TargetScaler.fit(data).scale[1] == 1
+    assert np.abs(TargetScaler.fit(data).encode(data).labels(1)).max() < 1e-6
+
+
+def test_tiny_units_are_no_constants():
+    x = np.random.default_rng(0).normal(size=(30, 1))
+    one, tiny = (FeatureEncoder.fit(Features(scale * x)).transform(Features(scale * x)) for scale in (1.0, 1e-13))
+    np.testing.assert_allclose(one, tiny)
+
+
 def test_categories_must_be_encoded_before_use(features):
     data = TaskData((), features, np.empty((40, 0)))
     with pytest.raises(DataError, match="FeatureEncoder"):

@@ -6,6 +6,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from taskloom.deep import MLP, JointRecipe
 from taskloom.tasks._identity import identify
 
@@ -35,6 +38,31 @@ class Factory:
         return self.width
 
 
+def _weighted(value):
+    net = torch.nn.Linear(2, 1)
+    torch.nn.init.constant_(net.weight, value)
+    torch.nn.init.zeros_(net.bias)
+    return net
+
+
+WIDTH = 3
+
+
+def uses_a_global(shape, tasks):
+    return WIDTH
+
+
+def test_a_value_around_a_function_counts(monkeypatch):
+    before = _key(uses_a_global)
+    assert _key(uses_a_global) == before
+    monkeypatch.setitem(globals(), "WIDTH", 4)
+    assert _key(uses_a_global) != before
+
+
+def test_what_cannot_be_identified_is_never_found_again():
+    assert _key(functools.partial(make, object())) != _key(functools.partial(make, object()))
+
+
 def _key(net):
     return json.dumps(JointRecipe(net=net).settings(), sort_keys=True)
 
@@ -42,6 +70,9 @@ def _key(net):
 def test_nets_that_differ_have_different_keys():
     nets = [
         make(2), make(3), make_with_default(2), make_with_default(3), functools.partial(make, 2), functools.partial(make, 3),
+        functools.partial(make, np.arange(5000)), functools.partial(make, np.arange(5000) + (np.arange(5000) == 2500)),
+        functools.partial(make, torch.zeros(3)), functools.partial(make, torch.ones(3)),
+        functools.partial(make, _weighted(0.0)), functools.partial(make, _weighted(1.0)),
         MLP(), MyMLP(), Factory(2), Factory(3), Factory(2).__call__, lambda s, t: 1, lambda s, t: 2,
     ]  # fmt: skip
     assert len({_key(net) for net in nets}) == len(nets)

@@ -66,6 +66,44 @@ def test_dates_and_durations_read_alike_from_files_and_frames(csv_file):
     assert np.array_equal(from_file.features.numeric, read_table(TABLE, targets=["cost"]).features.numeric, equal_nan=True)
 
 
+def test_pandas_own_missing_marks_are_missing():
+    frame = pd.DataFrame({
+        "site": pd.array(["a", "b", None, "a", "b", "a"], dtype="string"),
+        "x": pd.array([1, 2, 3, None, 5, 6], dtype="Int64"),
+        "text": pd.array(["u", None, "v", "u", "v", "u"], dtype="string"),
+        "flag": pd.array([0, 1, None, 1, 0, 1], dtype="Int64"),
+        "cost": pd.array([0.5, 1.5, 2.5, None, 3.5, 4.5], dtype="Float64"),
+    })  # fmt: skip
+    shared = read_table(frame, targets=["flag", "cost"])
+    assert [task.kind for task in shared.tasks] == ["binary", "regression"]
+    assert np.isnan(shared.y[[2, 3], [0, 1]]).all()
+    assert None in shared.features.categorical[:, shared.features.categorical_names.index("text")]
+    own = read_table(frame, target="cost", by="site")
+    assert [task.name for task in own.tasks] == ["a", "b"]
+
+
+@pytest.mark.parametrize("columns", [["a", "a", "y"], ["a", 1, "y"]])
+def test_odd_column_names_of_a_dataframe_are_refused(columns):
+    frame = pd.DataFrame([[1.0, 2.0, 3.0], [2.0, 3.0, 4.5]], columns=columns)
+    with pytest.raises(DataError):
+        read_table(frame, targets=["y"])
+
+
+def test_a_very_wide_header_is_read(tmp_path):
+    path = tmp_path / "wide.csv"
+    names = [f"gene_expression_{i:020d}" for i in range(3000)]
+    rows = [",".join(str((i * j) % 7) for j in range(3000)) + f",{i}.5" for i in range(4)]
+    path.write_text(",".join([*names, "y"]) + "\n" + "\n".join(rows) + "\n")
+    assert read_table(path, targets=["y"]).features.n_columns == 3000
+
+
+def test_a_column_that_is_nearly_numeric_gets_a_note(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("x, y\n" + "\n".join(f"{'-' if i == 7 else i},{i}.5" for i in range(30)) + "\n")
+    data = read_table(path, targets=["y"])
+    assert "column `x` was read as text" in data.notes[0]
+
+
 def test_csv_parquet_polars_and_pandas_read_alike(tmp_path, csv_file):
     parquet, pandas = tmp_path / "table.parquet", pd.DataFrame(TABLE.to_dict(as_series=False))
     TABLE.write_parquet(parquet)
@@ -184,6 +222,7 @@ def _bytes_of(name, tmp_path):
         "blank.csv": b"\n \n",
         "header.csv": b"a,b,c\n",
         "cut.csv": b"a,b,c\n1,2,3\n4,5",
+        "short.csv": b"a,b,c\n1,2,3\n4,5\n1,2,3\n",
         "ragged.csv": b"a,b,c\n1,2,3\n4,5,6,7,8\n1,2,3\n",
         "twice.csv": b"a,b,a\n1,2,3\n",
         "one.csv": b"just some text\nand more\n",
@@ -202,6 +241,7 @@ def _bytes_of(name, tmp_path):
         ("header.csv", "no rows"),
         ("cut.csv", "row 3 has 2 fields, the header 3; the file is truncated"),
         ("ragged.csv", "not a table"),
+        ("short.csv", "row 3 has 2 fields, the header 3"),
         ("twice.csv", "two columns are named `a`"),
         ("one.csv", "one column"),
         ("image.png", "not a table"),

@@ -9,7 +9,16 @@ import typer
 
 import taskloom
 from taskloom.cli import _options as opt
-from taskloom.cli._show import own_name, print_json, print_model, print_recipes, print_study, user_errors, write_columns
+from taskloom.cli._show import (
+    output_folder,
+    own_name,
+    print_json,
+    print_model,
+    print_recipes,
+    print_study,
+    user_errors,
+    write_columns,
+)
 
 if TYPE_CHECKING:
     from taskloom.study import Study
@@ -41,15 +50,15 @@ def demo(
 ) -> None:
     """Run a study on real data that scikit-learn carries: disease progression in six age groups of 442 diabetes patients."""
     with user_errors():
-        from taskloom.study import DEMO_RECIPES, DEMO_TARGET, StudyOptions, check_folder, demo_data, save_csv, study
+        from taskloom.study import DEMO_RECIPES, DEMO_TARGET, StudyOptions, demo_data, save_csv, study
         from taskloom.tasks import read_table
 
-        check_folder(out)
-        table = save_csv(demo_data(), out / "diabetes.csv")
-        # Read back, so that the suggested `study` of this table finds every fit in the cache.
-        data = read_table(table, target=DEMO_TARGET, by=demo_data().by)
-        result = study(data, DEMO_RECIPES, seeds=seeds, n_jobs=n_jobs, options=StudyOptions(cache=not no_cache))
-        _deliver(result, out, json)
+        with output_folder(out):
+            table = save_csv(demo_data(), out / "diabetes.csv")
+            # Read back, so that the suggested `study` of this table finds every fit in the cache.
+            data = read_table(table, target=DEMO_TARGET, by=demo_data().by)
+            result = study(data, DEMO_RECIPES, seeds=seeds, n_jobs=n_jobs, options=StudyOptions(cache=not no_cache))
+            _deliver(result, out, json)
     if not json:
         typer.echo(f"table:  {table}")
         question = f"{table} --target {DEMO_TARGET} --by '{data.by}'"
@@ -81,13 +90,13 @@ def study_command(
 ) -> None:
     """Compare recipes on a table, task by task, with single-task baselines."""
     with user_errors():
-        from taskloom.study import StudyOptions, check_folder, study
+        from taskloom.study import StudyOptions, study
 
         options = StudyOptions(budget=budget, cache=not no_cache)
         data = _read(file, target, by, targets, _table_options(kind, metric, drop, skip_tasks, impute))
-        check_folder(out)
-        result = study(data, opt.split_names(recipes) or None, seeds=seeds, n_jobs=n_jobs, options=options)
-        _deliver(result, out, json)
+        with output_folder(out):
+            result = study(data, opt.split_names(recipes) or None, seeds=seeds, n_jobs=n_jobs, options=options)
+            _deliver(result, out, json)
 
 
 @app.command()
@@ -109,12 +118,12 @@ def fit(
 ) -> None:
     """Fit one recipe to a table and save the model."""
     with user_errors():
-        from taskloom.study import check_folder, fit_model
+        from taskloom.study import fit_model
 
         data = _read(file, target, by, targets, _table_options(kind, metric, drop, skip_tasks, impute))
-        check_folder(save)
-        model = fit_model(data, recipe, seed=seed, budget=budget)
-        model.save(save)
+        with output_folder(save):
+            model = fit_model(data, recipe, seed=seed, budget=budget)
+            model.save(save)
     if json:
         print_json({"model": str(save), "recipe": model.recipe, "validation_scores": model.validation_scores})
     else:
@@ -133,10 +142,7 @@ def predict(
         from taskloom.study import load_model
 
         columns = load_model(model).predict(file)
-        if json:
-            print_json(columns)
-        else:
-            write_columns(columns, out)
+        write_columns(columns, out, json)
 
 
 @app.command()

@@ -37,6 +37,21 @@ def user_errors() -> Generator[None]:
         raise typer.Exit(USER_ERROR if isinstance(error, TaskloomError) else FIT_ERROR) from error
 
 
+@contextmanager
+def output_folder(folder: Path) -> Generator[None]:
+    """A folder that can be written, checked before any work; if the work fails, a folder made here is not left behind."""
+    from taskloom.study import check_folder
+
+    is_new = not folder.exists()
+    check_folder(folder)
+    try:
+        yield
+    except BaseException:
+        if is_new and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
+
+
 def own_name() -> str:
     """What to type to call this command line again: its name, or its path where the shell would not find it."""
     called = Path(sys.argv[0])
@@ -74,25 +89,29 @@ def print_recipes(recipes: dict[str, type[Recipe]]) -> None:
 
 def print_model(model: Model, folder: Path) -> None:
     """Validation scores of a fitted model, and where it is."""
-    table = Table(title=f"{model.recipe}: scores on the rows held back", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=Text(f"{model.recipe}: scores on the rows held back"), title_justify="left", box=box.SIMPLE_HEAD)
     for name in ("task", "metric", "score"):
         table.add_column(name, justify="right" if name == "score" else "left")
     for task in model.tasks:
-        table.add_row(task.name, task.metric, f"{model.validation_scores[task.name]:.4f}")
+        table.add_row(Text(task.name), task.metric, f"{model.validation_scores[task.name]:.4f}")
     console = Console()
     console.print(table)
     console.print(Text.assemble("model: ", (str(folder), "bold")), soft_wrap=True)
 
 
-def write_columns(columns: dict[str, list[Any]], path: Path | None) -> None:
-    """Columns as CSV into a file, or onto standard output."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(zip(*columns.values(), strict=True))
+def write_columns(columns: dict[str, list[Any]], path: Path | None, as_json: bool) -> None:
+    """Columns as CSV or JSON into a file, or onto standard output."""
+    if as_json:
+        content = json.dumps(columns, indent=1, allow_nan=False) + "\n"
+    else:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+        content = text.getvalue()
     if path is None:
-        sys.stdout.write(text.getvalue())
+        sys.stdout.write(content)
     else:
         from taskloom.study import write_file
 
-        write_file(path, text.getvalue())
+        write_file(path, content)

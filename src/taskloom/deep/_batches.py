@@ -42,6 +42,7 @@ class RowDealer:
         self.pools = [np.asarray(pool) for pool in pools]
         self.keys = list(keys) or list(range(len(pools)))
         self.batch_size, self.seed = batch_size, seed
+        self._last: dict[int, tuple[int, NDArray[np.int64]]] = {}
         self._block: tuple[int, Tensor] | None = None
 
     def rows(self, step: int) -> Tensor:
@@ -60,8 +61,11 @@ class RowDealer:
         first, last = block * length // per_chunk, ((block + 1) * length - 1) // per_chunk
         chunks = []
         for chunk in range(first, last + 1):
-            rng = np.random.default_rng([self.seed, self.keys[r], chunk])
-            chunks.append(rng.permuted(np.tile(pool, (rounds, 1)), axis=1).ravel())
+            # A large pool's shuffle serves many blocks: the last one made is kept.
+            if self._last.get(r, (-1,))[0] != chunk:
+                rng = np.random.default_rng([self.seed, self.keys[r], chunk])
+                self._last[r] = (chunk, rng.permuted(np.tile(pool, (rounds, 1)), axis=1).ravel())
+            chunks.append(self._last[r][1])
         start = block * length - first * per_chunk
         return np.concatenate(chunks)[start : start + length].reshape(_BLOCK, self.batch_size)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,8 @@ def fit(
         fabric, wrapper, _adam(fabric, [{"params": list(wrapper.parameters()), "lr": rate}]), options.precision
     )
     with _session(seed, _dtype(options)):
-        loop = FitLoop(module, update(optimizer, fabric), _joint_feed(*tensors, options, seed), options)
+        feed, origin = _joint_feed(*tensors, options, seed), _origin(train, validation, options, seed)
+        loop = FitLoop(module, update(optimizer, fabric), feed, options, origin)
         loop.run(Path(checkpoint) if checkpoint is not None else None)
     wrapper.load_state_dict(loop.best)
     net.to("cpu").eval()
@@ -271,6 +272,12 @@ def _joint_feed(train: TaskTensors, validation: TaskTensors, options: FitOptions
     # Only labelled rows are dealt to a task that owns its rows.
     losses = TaskLosses(tasks, complete=True)
     return Feed(lambda step, _: train.own(dealer.rows(step)), lambda _: validation.all_own(), losses, look, judge)
+
+
+def _origin(train: TaskData, validation: TaskData, options: FitOptions, seed: int) -> str:
+    """What a resumed fit must have been started with; it may only run longer and save more or less often."""
+    how = replace(options, max_steps=1, checkpoint_every=1)
+    return f"{train.digest()} {validation.digest()} {seed} {how}"
 
 
 def _adam(fabric: Any, groups: list[dict[str, Any]]) -> Optimizer:

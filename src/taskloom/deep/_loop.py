@@ -6,6 +6,7 @@ Letters: K tasks, R units that stop early on their own (1 for a joint net, M for
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -58,6 +59,7 @@ class FitLoop:
         update: how one step moves the weights.
         feed: rows, losses, criteria.
         options: how long.
+        origin: what a checkpoint must share with the fit that goes on from it: data, seed, settings.
 
     Attributes:
         step: optimizer steps done.
@@ -67,8 +69,8 @@ class FitLoop:
         curve: validation criteria (R,) at each look, with a stopped unit's left as it was.
     """
 
-    def __init__(self, module: nn.Module, update: UpdateStep, feed: Feed, options: FitOptions) -> None:
-        self.module, self.update, self.feed, self.options = module, update, feed, options
+    def __init__(self, module: nn.Module, update: UpdateStep, feed: Feed, options: FitOptions, origin: str = "") -> None:
+        self.module, self.update, self.feed, self.options, self.origin = module, update, feed, options, origin
         self.step = 0
         # Nets side by side that still train, once enough of them have stopped; None: all.
         self.chosen: Tensor | None = None
@@ -90,6 +92,8 @@ class FitLoop:
         """
         if checkpoint is not None and checkpoint.exists():
             load_checkpoint(checkpoint, self)
+        if checkpoint is not None:
+            checkpoint.parent.mkdir(parents=True, exist_ok=True)
         last = min(self.options.max_steps, stop_after or self.options.max_steps)
         running = bool(self.is_active().any())
         while self.step < last and running:
@@ -157,6 +161,7 @@ class FitLoop:
     def state_dict(self) -> dict[str, Any]:
         """All that the rest of the fit depends on."""
         return {
+            "origin": self.origin,
             "step": self.step,
             "module": self.module.state_dict(),
             "update": self.update.state_dict(),
@@ -173,7 +178,13 @@ class FitLoop:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict` of a loop that was built with the same arguments."""
+        """Go on from a `state_dict` of a loop that was built with the same arguments.
+
+        Raises:
+            ValueError: it comes from other data, another seed or other settings.
+        """
+        if state["origin"] != self.origin:
+            raise ValueError(f"the state was saved by a fit of {state['origin']!r}, this one is of {self.origin!r}")
         self.module.load_state_dict(state["module"])
         self.update.load_state_dict(state["update"])
         torch.set_rng_state(state["rng"])
@@ -205,8 +216,10 @@ def load_checkpoint(path: Path, loop: FitLoop) -> None:
         for key in ("rng", "device_rng", "best_criteria", "waited", "unit_steps", "chosen", "curve"):
             state[key] = state[key].cpu()
         loop.load_state_dict(state)
-    except (RuntimeError, KeyError, EOFError, ValueError, OSError) as error:
-        raise ModelFileError(f"`checkpoint`='{path}': damaged, or of another net or other settings; delete it") from error
+    except (RuntimeError, KeyError, TypeError, EOFError, ValueError, OSError, pickle.UnpicklingError) as error:
+        raise ModelFileError(
+            f"`checkpoint`='{path}': damaged, or of another net, other data or other settings; delete it"
+        ) from error
 
 
 def prepare(fabric: Fabric, net: nn.Module, optimizer: Optimizer, precision: str) -> tuple[nn.Module, Optimizer]:

@@ -127,9 +127,9 @@ def compare(
         own = by_recipe[info.label]
         baselines = {b.label: by_recipe[b.label] for b in recipes if b.is_baseline and b.family == info.family}
         paired = None if info.is_baseline else _pair(tasks, own, baselines)
-        found = (
-            [] if paired is None else _judge(info.label, tasks, paired, confidence, any(unit.error for unit in own.values()))
-        )
+        # Seeds without a model, the recipe's or its only baseline's, are missing from the differences.
+        is_partial = paired is not None and len(paired.gains) < len(own)
+        found = [] if paired is None else _judge(info.label, tasks, paired, confidence, is_partial)
         verdicts += found
         summaries.append(_summarise(info.label, tasks, paired, found, list(own.values()), confidence))
     return verdicts, summaries

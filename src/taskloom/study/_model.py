@@ -1,4 +1,4 @@
-"""One recipe fitted to all rows, to predict with: saved as safetensors and JSON, no pickle.
+"""One recipe fitted to a table, to predict with: saved as safetensors and JSON, no pickle.
 
 Letters: K tasks, n rows, C classes of one task.
 """
@@ -20,6 +20,7 @@ from safetensors.numpy import save as save_arrays
 
 from taskloom.deep import NetFactory, NetPredictor
 from taskloom.study._files import check_folder, write_file
+from taskloom.study._options import StudyOptions, seed_list
 from taskloom.study._unit import one_thread, score_tasks
 from taskloom.tasks import (
     Array,
@@ -32,6 +33,8 @@ from taskloom.tasks import (
     TargetScaler,
     Task,
     TaskData,
+    canonical,
+    check_finite,
     get_predictor,
     get_recipe,
     read_rows,
@@ -55,6 +58,7 @@ class Model:
         by: the column that names each row's task; empty for shared rows.
         numeric_names: numeric columns.
         categorical_names: categorical columns.
+        impute: False where missing features are refused.
         encoder: of the features.
         scaler: of the targets.
         predictor: the trained core.
@@ -68,6 +72,7 @@ class Model:
     by: str
     numeric_names: tuple[str, ...]
     categorical_names: tuple[str, ...]
+    impute: bool
     encoder: FeatureEncoder
     scaler: TargetScaler
     predictor: Predictor
@@ -80,6 +85,8 @@ class Model:
             For each task: values in its own unit (n,) for regression, probabilities of the second class (n,) for binary,
             probabilities (n, C) for multiclass.
         """
+        if not self.impute:
+            check_finite(features)
         # On one thread sums come out in one order: the same bits in any process, however many cores it has.
         with one_thread():
             predictions = self.predictor.predict(self.encoder.transform(features), tasks)
@@ -113,6 +120,8 @@ class Model:
 
     def _predict_own(self, features: Features, owners: list[str]) -> dict[str, list[Any]]:
         index = {task.name: t for t, task in enumerate(self.tasks)}
+        # The same task may be written otherwise in this table: 7 for 007.
+        owners = [owner if owner in index else canonical(owner) for owner in owners]
         stranger = next((owner for owner in owners if owner not in index), None)
         if stranger is not None:
             raise unknown(f"trained task (column `{self.by}`)", stranger, index)
@@ -150,18 +159,21 @@ class Model:
             "by": self.by,
             "numeric_names": self.numeric_names,
             "categorical_names": self.categorical_names,
+            "impute": self.impute,
             "encoder": encoder_settings,
             "predictor": {"format": self.predictor.format, **core},
             "validation_scores": self.validation_scores,
         }
         # The settings name the weights by their hash: after a kill between the two files the model is refused, not wrong.
         write_file(target / WEIGHTS_FILE, weights)
+        # And themselves by theirs: what is edited by hand is refused too.
+        settings["settings_sha256"] = _settings_hash(settings)
         write_file(target / SETTINGS_FILE, json.dumps(settings, indent=1))
         return target
 
 
 def fit_model(data: TaskData, recipe: str | Recipe = "joint", *, seed: int = 0, budget: int = 3) -> Model:
-    """Fit one recipe to all rows, a fifth of them held back to choose the candidate and to end the training.
+    """Fit one recipe to four fifths of the rows; the rest chooses the candidate and ends the training.
 
     Args:
         data: the tasks.
@@ -171,6 +183,7 @@ def fit_model(data: TaskData, recipe: str | Recipe = "joint", *, seed: int = 0, 
 
     Raises:
         UnknownNameError: no such recipe.
+        OptionError: a negative seed, or a budget below 1.
         DataError: a task with too few rows.
         FitError: every candidate diverged.
 
@@ -181,6 +194,8 @@ def fit_model(data: TaskData, recipe: str | Recipe = "joint", *, seed: int = 0, 
         ['progression', 's1']
     """
     chosen = get_recipe(recipe)
+    seed_list([seed])
+    StudyOptions(budget=budget)
     data.check_labels()
     split = split_rows(data, seed, (0.8, 0.2, 0.0))
     train, validation = data.take(split.train), data.take(split.validation)
@@ -196,6 +211,7 @@ def fit_model(data: TaskData, recipe: str | Recipe = "joint", *, seed: int = 0, 
         by=data.by,
         numeric_names=data.features.numeric_names,
         categorical_names=data.features.categorical_names,
+        impute=data.impute,
         encoder=encoder,
         scaler=scaler,
         predictor=fitted.predictor,
@@ -229,6 +245,7 @@ def load_model(folder: str | Path, *, net: NetFactory | None = None) -> Model:
             by=settings["by"],
             numeric_names=tuple(settings["numeric_names"]),
             categorical_names=tuple(settings["categorical_names"]),
+            impute=settings["impute"],
             encoder=FeatureEncoder.from_state(_under(arrays, "encoder/"), settings["encoder"]),
             scaler=TargetScaler(arrays["scaler/mean"], arrays["scaler/scale"]),
             predictor=predictor,
@@ -240,7 +257,7 @@ def load_model(folder: str | Path, *, net: NetFactory | None = None) -> Model:
 
 def _read_files(folder: Path) -> tuple[dict[str, Any], dict[str, Array]]:
     try:
-        text, weights = (folder / SETTINGS_FILE).read_text(encoding="utf-8"), (folder / WEIGHTS_FILE).read_bytes()
+        text, weights = (folder / SETTINGS_FILE).read_bytes(), (folder / WEIGHTS_FILE).read_bytes()
     except OSError as error:
         raise ModelFileError(
             f"no model in '{folder}' ({error.strerror}: {error.filename}); give the folder of `--save`"
@@ -255,12 +272,19 @@ def _read_files(folder: Path) -> tuple[dict[str, Any], dict[str, Array]]:
             f"model in '{folder}' has format and version {found}; this taskloom reads {(MODEL_FORMAT, MODEL_VERSION)}: "
             "fit it again, or use the taskloom that wrote it"
         )
+    if settings.get("settings_sha256") != _settings_hash(settings):
+        raise ModelFileError(f"model in '{folder}': {SETTINGS_FILE} is damaged; save it again")
     if hashlib.sha256(weights).hexdigest() != settings.get("weights_sha256"):
         raise ModelFileError(f"model in '{folder}': {WEIGHTS_FILE} is damaged or of another model; save it again")
     try:
         return settings, load_arrays(weights)
     except SafetensorError as error:
         raise ModelFileError(f"model in '{folder}': {WEIGHTS_FILE} is damaged ({error}); save it again") from error
+
+
+def _settings_hash(settings: dict[str, Any]) -> str:
+    rest = {name: value for name, value in settings.items() if name != "settings_sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _under(arrays: dict[str, Array], prefix: str) -> dict[str, Array]:

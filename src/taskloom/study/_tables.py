@@ -27,8 +27,9 @@ def verdict_table(study: Outcome) -> Table:
         if last and verdict.recipe != last:
             table.add_section()
         table.add_row(
-            verdict.recipe if verdict.recipe != last else "",
-            verdict.task,
+            # As text, so that a bracket in a name is a bracket and no style.
+            Text(verdict.recipe if verdict.recipe != last else ""),
+            Text(verdict.task),
             f"{verdict.baseline_score:.4f}",
             f"{verdict.score:.4f}",
             f"{verdict.gain:+.4f}",
@@ -48,7 +49,7 @@ def summary_table(study: Outcome) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for summary in study.summaries:
         table.add_row(
-            summary.recipe,
+            Text(summary.recipe),
             summary.baseline or ("failed" if summary.failed else "-"),
             f"{summary.helped}/{summary.hurt}/{summary.undecided}" if summary.baseline else "",
             "" if summary.gain is None else f"{summary.gain:+.4f}",

@@ -58,7 +58,7 @@ def paired_interval(differences: ArrayLike, test_ratio: float, confidence: float
     """
     gains = np.asarray(differences, dtype=np.float64)
     mean, count = float(gains.mean()), len(gains)
-    if not gains.any():
+    if count >= LEAST_SEEDS and not gains.any():
         return Interval(0.0, 0.0, 0.0, 1.0)
     if count < LEAST_SEEDS or np.ptp(gains) <= 1e-12 * np.abs(gains).max():
         return Interval(mean, -np.inf, np.inf, 1.0)

@@ -14,6 +14,7 @@ Letters, here and everywhere: K tasks, t or k one task, n rows, d features.
 
 from taskloom.tasks._arrays import Array
 from taskloom.tasks._builtin import load_diabetes_tasks, load_digits_tasks
+from taskloom.tasks._columns import canonical
 from taskloom.tasks._data import TaskData
 from taskloom.tasks._encode import FeatureEncoder, TargetScaler, check_finite
 from taskloom.tasks._errors import (
@@ -66,6 +67,7 @@ __all__ = [
     "TaskData",
     "TaskloomError",
     "UnknownNameError",
+    "canonical",
     "check_finite",
     "get_metric",
     "get_predictor",

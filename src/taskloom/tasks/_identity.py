@@ -52,8 +52,9 @@ def identify(value: Any, inside: tuple[int, ...] = ()) -> Any:
 def _identify_object(value: Any, inside: tuple[int, ...]) -> Any:
     if isinstance(value, type | ModuleType):
         return identify_code(value) if isinstance(value, type) else value.__name__
-    if isinstance(value, functools.partial):
-        return {"partial": identify([value.func, value.args, value.keywords], inside)}
+    if isinstance(value, functools.partial) or inspect.ismethod(value):
+        parts = [value.__func__, value.__self__] if inspect.ismethod(value) else [value.func, value.args, value.keywords]
+        return {"bound": identify(parts, inside)}
     if isinstance(value, FunctionType):
         held = [cell.cell_contents for cell in value.__closure__ or ()]
         holds = identify([held, value.__defaults__, value.__kwdefaults__, _globals_of(value)], inside)
@@ -65,15 +66,12 @@ def _identify_object(value: Any, inside: tuple[int, ...]) -> Any:
         }
     if hasattr(value, "state_dict") or hasattr(value, "detach") or isinstance(value, np.ndarray):
         return _identify_numbers(value, inside)
-    if inspect.ismethod(value):
-        return {"method": identify([value.__func__, value.__self__], inside)}
     if hasattr(value, "__dict__"):
         fields = {name: identify(item, inside) for name, item in sorted(vars(value).items())}
         return {"type": identify_code(type(value)), **fields}
-    if isinstance(value, bytes | complex | range | Enum | PurePath):
-        return repr(value)
-    # Nothing is known of such a value: a picture that is never found again keeps a wrong result from being shown.
-    return f"({type(value).__qualname__}, not identified, {uuid.uuid4().hex})"
+    # Of anything else nothing is known: a picture that is never found again keeps a wrong result from being shown.
+    is_plain = isinstance(value, bytes | complex | range | Enum | PurePath)
+    return repr(value) if is_plain else f"({type(value).__qualname__}, not identified, {uuid.uuid4().hex})"
 
 
 def _identify_numbers(value: Any, inside: tuple[int, ...]) -> Any:
