@@ -184,7 +184,8 @@ def test_workers_keep_what_the_next_study_finds(tmp_path):
         "from taskloom.study import StudyOptions, study\nfrom taskloom.tasks import load_diabetes_tasks\n\n\n"
         "@dataclass(frozen=True)\nclass Net:\n    width: int = 4\n\n"
         "    def __call__(self, shape, tasks):\n        return MLP((self.width,))(shape, tasks)\n\n\n"
-        "if __name__ == '__main__':\n    options = FitOptions(max_steps=20, accelerator='cpu')\n    recipe = SingleRecipe(net=Net(), options=options)\n"
+        "if __name__ == '__main__':\n    options = FitOptions(max_steps=20, accelerator='cpu')\n"
+        "    recipe = SingleRecipe(net=Net(), options=options)\n"
         "    study(load_diabetes_tasks('age_groups'), [recipe], seeds=2, n_jobs=2,\n"
         "          options=StudyOptions(budget=1, cache=sys.argv[1]), progress=lambda *told: print(told))\n"
     )
