@@ -43,14 +43,14 @@ class RowDealer:
         self.keys = list(keys) or list(range(len(pools)))
         self.batch_size, self.seed = batch_size, seed
         self._last: dict[int, tuple[int, NDArray[np.int64]]] = {}
-        self._block: tuple[int, Tensor] | None = None
+        self._block: tuple[int, tuple[Tensor, ...]] | None = None
 
     def rows(self, step: int) -> Tensor:
         """Row numbers (R, B) of a step."""
         block, place = divmod(step, _BLOCK)
         if self._block is None or self._block[0] != block:
             dealt = np.stack([self._deal(r, block) for r in range(len(self.pools))], axis=1)
-            self._block = (block, torch.from_numpy(dealt))
+            self._block = (block, torch.from_numpy(dealt).unbind(0))
         return self._block[1][place]
 
     def _deal(self, r: int, block: int) -> NDArray[np.int64]:

@@ -99,7 +99,7 @@ def fit(
         fabric, wrapper, _adam(fabric, [{"params": list(wrapper.parameters()), "lr": rate}]), options.precision
     )
     with _session(seed, _dtype(options)):
-        feed, origin = _joint_feed(*tensors, options, seed), _origin(train, validation, options, seed)
+        feed, origin = _joint_feed(*tensors, options, seed), _origin(train, validation, options, seed) if checkpoint else ""
         loop = FitLoop(module, update(optimizer, fabric), feed, options, origin)
         loop.run(Path(checkpoint) if checkpoint is not None else None)
     wrapper.load_state_dict(loop.best)
@@ -259,18 +259,18 @@ def _only(data: TaskData, chosen: Sequence[int]) -> TaskData:
 
 
 def _joint_feed(train: TaskTensors, validation: TaskTensors, options: FitOptions, seed: int) -> Feed:
-    tasks, look = train.data.tasks, TaskLosses(train.data.tasks)
+    tasks = train.data.tasks
 
     def judge(losses: Tensor) -> Tensor:
         return losses.mean(dim=0, keepdim=True)
 
     if train.data.is_shared:
         dealer = RowDealer([np.arange(train.data.n_rows)], options.batch_size, seed)
-        losses = TaskLosses(tasks, complete=train.is_complete())
+        losses, look = (TaskLosses(tasks, complete=part.is_complete()) for part in (train, validation))
         return Feed(lambda step, _: train.shared(dealer.rows(step)), lambda _: validation.all_shared(), losses, look, judge)
     dealer = RowDealer(train.pools(), options.batch_size, seed)
     # Only labelled rows are dealt to a task that owns its rows.
-    losses = TaskLosses(tasks, complete=True)
+    losses, look = TaskLosses(tasks, complete=True), TaskLosses(tasks)
     return Feed(lambda step, _: train.own(dealer.rows(step)), lambda _: validation.all_own(), losses, look, judge)
 
 

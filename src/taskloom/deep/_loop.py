@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from taskloom.deep._losses import TaskLosses
+from taskloom.deep._nets import OwnRowsNet, SharedRowsNet
 from taskloom.deep._options import FitOptions
 from taskloom.deep._stacked import StackedNets, keep_better
 from taskloom.deep._update import UpdateStep
@@ -71,6 +72,9 @@ class FitLoop:
 
     def __init__(self, module: nn.Module, update: UpdateStep, feed: Feed, options: FitOptions, origin: str = "") -> None:
         self.module, self.update, self.feed, self.options, self.origin = module, update, feed, options, origin
+        self.update.all_present = feed.losses.complete
+        # The layouts that the loop wraps around a net carry no hooks of anyone's: they are run without the checks for them.
+        self._forward = module.forward if isinstance(module, SharedRowsNet | OwnRowsNet | StackedNets) else module
         self.step = 0
         # Nets side by side that still train, once enough of them have stopped; None: all.
         self.chosen: Tensor | None = None
@@ -117,7 +121,7 @@ class FitLoop:
         return ~self.curve[-1][1].isfinite() & ~(self.best_criteria < self.curve[0][1].nan_to_num(torch.inf))
 
     def _losses(self, x: Tensor, labels: Tensor) -> Tensor:
-        return self.train_losses.means(self.module(x), labels)
+        return self.train_losses.means(self._forward(x), labels)
 
     def _narrow_if_worth(self) -> None:
         """Leave nets that have stopped out of the product when they are a quarter of it: they would cost time for nothing."""
@@ -225,12 +229,12 @@ def load_checkpoint(path: Path, loop: FitLoop) -> None:
 def prepare(fabric: Fabric, net: nn.Module, optimizer: Optimizer, precision: str) -> tuple[nn.Module, Optimizer]:
     """A net and its optimizer ready for a loop on the fabric's device.
 
-    On one device and in full precision the fabric's wrapper around the net has nothing to do but costs as much as a small
-    layer, so there the net itself is given back.
+    On one device and in full precision the fabric's wrappers have nothing to do but cost as much as a small layer, so there
+    net and optimizer themselves are given back.
     """
     module, wrapped = fabric.setup(net, optimizer)
     is_plain = fabric.world_size == 1 and precision in {"32-true", "64-true"}
-    return (net if is_plain else module), wrapped
+    return (net, optimizer) if is_plain else (module, wrapped)
 
 
 def make_fabric(options: FitOptions) -> Fabric:

@@ -37,17 +37,24 @@ class TaskLosses:
     """
 
     def __init__(self, tasks: Sequence[Task], complete: bool = False) -> None:
-        self.names = [task.loss for task in tasks]
-        self.complete = complete
+        self._set([task.loss for task in tasks], complete)
+
+    def _set(self, names: list[str], complete: bool) -> None:
+        self.names, self.complete = names, complete
+        self.only = names[0] if len(set(names)) == 1 else None
 
     def take(self, chosen: Sequence[int]) -> TaskLosses:
         """The losses of some of the tasks."""
-        part = TaskLosses([], self.complete)
-        part.names = [self.names[r] for r in chosen]
+        part = TaskLosses([])
+        part._set([self.names[r] for r in chosen], self.complete)
         return part
 
     def sums(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Summed losses (R,) and numbers of labels (R,) for outputs (R, B, C) and labels (R, B)."""
+        if self.complete:
+            return self._each_row(outputs, labels).sum(dim=1), torch.full(
+                labels.shape[:1], labels.shape[1], device=labels.device
+            )
         seen = ~labels.isnan()
         return (self._each_row(outputs, labels.nan_to_num()) * seen).sum(dim=1), seen.sum(dim=1)
 
@@ -61,11 +68,10 @@ class TaskLosses:
     def _each_row(self, outputs: Tensor, labels: Tensor) -> Tensor:
         # Losses and their ratios are kept in single precision under autocast: half a percent is all that bfloat16 resolves.
         outputs = outputs if outputs.dtype == torch.float64 else outputs.float()
-        present = dict.fromkeys(self.names)
-        if len(present) == 1:
-            return self._of_kind(next(iter(present)), outputs, labels)
+        if self.only is not None:
+            return self._of_kind(self.only, outputs, labels)
         each = torch.zeros_like(labels)
-        for name in present:
+        for name in dict.fromkeys(self.names):
             chosen = torch.tensor([r for r, other in enumerate(self.names) if other == name], device=labels.device)
             each = each.index_copy(0, chosen, self._of_kind(name, outputs[chosen], labels[chosen]))
         return each
@@ -73,7 +79,7 @@ class TaskLosses:
     def _of_kind(self, name: str, outputs: Tensor, labels: Tensor) -> Tensor:
         if name == "cross_entropy":
             return functional.cross_entropy(outputs.movedim(-1, 1), labels.long(), reduction="none")
-        return _ELEMENTWISE[name](outputs[..., 0], labels)
+        return _ELEMENTWISE[name](outputs.squeeze(-1) if outputs.shape[-1] == 1 else outputs[..., 0], labels)
 
 
 class OutputColumns:

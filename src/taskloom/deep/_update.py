@@ -20,7 +20,12 @@ class UpdateStep(ABC):
     """One change of the weights.
 
     A subclass keeps all it remembers in `state_dict`, so that a resumed fit goes on to the bit.
+
+    Attributes:
+        all_present: set by the loop where no label is missing, so that no task can be absent from a batch.
     """
+
+    all_present: bool = False
 
     @abstractmethod
     def step(self, closure: Callable[[], Tensor]) -> Tensor:
@@ -57,7 +62,7 @@ class SumStep(UpdateStep):
         """One step down the summed losses of the tasks that are present."""
         self.optimizer.zero_grad()
         losses = closure()
-        self.fabric.backward(losses.nansum())
+        self.fabric.backward(losses.sum() if self.all_present else losses.nansum())
         self.optimizer.step()
         return losses.detach()
 
