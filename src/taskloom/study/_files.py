@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,20 +16,10 @@ def write_file(path: Path, content: str | bytes) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    encoded = content.encode() if isinstance(content, str) else content
-    write_with(path, lambda temporary: temporary.write_bytes(encoded))
-
-
-def write_with(path: Path, write: Callable[[Path], object]) -> None:
-    """As `write_file`, with the writing done by a function that takes the temporary path.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         temporary.replace(path)
     except OSError as error:
         with suppress(OSError):
