@@ -12,7 +12,7 @@ numbers that a `Recipe` learns from. A recipe is registered by name with `regist
 Letters, here and everywhere: K tasks, t or k one task, n rows, d features.
 """
 
-from taskloom.tasks._arrays import Array
+from taskloom.tasks._arrays import Array, Rows
 from taskloom.tasks._builtin import load_diabetes_tasks, load_digits_tasks
 from taskloom.tasks._columns import canonical
 from taskloom.tasks._data import TaskData
@@ -60,6 +60,7 @@ __all__ = [
     "Predictor",
     "Recipe",
     "RecipeFit",
+    "Rows",
     "Split",
     "TableOptions",
     "TargetScaler",

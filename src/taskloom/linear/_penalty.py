@@ -1,0 +1,219 @@
+"""What a penalty is, and how penalties add up.
+
+A penalty Omega(W) is four things: its value, its proximal map, the distance of minus the gradient to its subdifferential, and
+the critical strength `lambda_max`. A solver needs no more; duality gaps come from two optional ones, `polar` and `conjugate`.
+
+Letters: K tasks, d features, W (d, K) coefficients, G (d, K) gradient of the losses, V (d, K) any point, eta step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from taskloom.tasks import Array, OptionError
+
+
+class Penalty(ABC):
+    """Omega, convex unless its class says otherwise.
+
+    Subclasses are frozen dataclasses whose numeric fields named in `strengths` scale the penalty.
+
+    Attributes:
+        strengths: the fields that `scaled` multiplies.
+        paper: where it comes from.
+    """
+
+    strengths: ClassVar[tuple[str, ...]] = ("strength",)
+    paper: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for name in self.strengths:
+            check_strength(name, getattr(self, name))
+
+    @abstractmethod
+    def value(self, W: Array) -> float:
+        """Omega(W)."""
+
+    @abstractmethod
+    def prox(self, V: Array, step: float) -> Array:
+        """argmin_W |W - V|_F^2 / 2 + step Omega(W)."""
+
+    def distance(self, W: Array, G: Array) -> float:
+        """Frobenius distance of -G to the subdifferential of Omega at W: zero just where W minimises <G, .> + Omega.
+
+        Where there is no closed form it is the norm of the proximal residual W - prox(W - G), which is at most the distance
+        and zero at the same points.
+        """
+        return float(np.linalg.norm(W - self.prox(W - G, 1.0)))
+
+    def polar(self, U: Array) -> float | None:  # noqa: ARG002
+        """The least c >= 0 with U in c times the subdifferential at zero (a dual norm); None where Omega is not a norm."""
+        return None
+
+    def conjugate(self, U: Array) -> float | None:  # noqa: ARG002
+        """sup_W <U, W> - Omega(W), where that is finite for every U; else None."""
+        return None
+
+    def lambda_max(self, G: Array) -> float:
+        """The critical strength: from it on, W = 0 is the solution.
+
+        Args:
+            G: (d, K) gradient of the losses at W = 0.
+
+        Returns:
+            The strength itself for a penalty of one strength; for more, the factor that all of them are multiplied by.
+            Infinite where no strength gives zero (smooth penalties).
+        """
+        factor = self.polar(-G)
+        if factor is None:
+            return np.inf
+        return factor * getattr(self, self.strengths[0]) if len(self.strengths) == 1 else factor
+
+    def scaled(self, factor: float) -> Self:
+        """The same penalty with all strengths multiplied."""
+        changes: dict[str, Any] = {name: factor * getattr(self, name) for name in self.strengths}
+        return dataclasses.replace(self, **changes)  # ty: ignore[invalid-argument-type]
+
+    def check(self, d: int, K: int) -> None:  # noqa: ARG002
+        """Refuse a problem of d features and K tasks that the penalty does not fit, before any work is done."""
+        return
+
+    def split(self) -> tuple[list[Quadratic], Penalty | None]:
+        """Smooth terms, and the rest that has a proximal map."""
+        return [], self
+
+    def __add__(self, other: Penalty) -> Penalty:
+        """The sum, where it has an exact proximal map or a smooth part.
+
+        Raises:
+            OptionError: the sum has neither.
+        """
+        return add(self, other)
+
+
+class Quadratic(Penalty):
+    """A smooth penalty, |linear map of W|_F^2: it may also be added to the losses."""
+
+    @abstractmethod
+    def gradient(self, W: Array) -> Array:
+        """(d, K)."""
+
+    def distance(self, W: Array, G: Array) -> float:
+        """The norm of the whole gradient."""
+        return float(np.linalg.norm(G + self.gradient(W)))
+
+    def lambda_max(self, G: Array) -> float:
+        """Infinite unless the gradient is zero: a smooth penalty only shrinks."""
+        return np.inf if np.abs(G).max() > 0 else 0.0
+
+    def task_matrix(self, K: int) -> Array | None:  # noqa: ARG002
+        """M (K, K) with Omega(W) = tr(W M W'), where it has that form."""
+        return None
+
+
+def check_strength(name: str, value: Any, *, positive: bool = False) -> None:
+    """Refuse a strength that is negative, infinite or not a number.
+
+    Raises:
+        OptionError: it is.
+    """
+    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not is_number or not np.isfinite(value) or value < 0 or (positive and value == 0):
+        least = "a positive number" if positive else "0 or a positive number"
+        raise OptionError(f"`{name}`={value!r}: need {least}")
+
+
+class Sum(Penalty):
+    """Smooth terms and at most one term with a proximal map.
+
+    Attributes:
+        smooth: quadratic terms.
+        rest: the term with a proximal map, or None.
+    """
+
+    strengths: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, smooth: list[Quadratic], rest: Penalty | None) -> None:
+        self.smooth, self.rest = smooth, rest
+
+    def __repr__(self) -> str:
+        return " + ".join(map(repr, self._terms))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sum) and self._terms == other._terms
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._terms))
+
+    @property
+    def _terms(self) -> list[Penalty]:
+        return [*self.smooth, *([] if self.rest is None else [self.rest])]
+
+    def split(self) -> tuple[list[Quadratic], Penalty | None]:
+        return self.smooth, self.rest
+
+    def value(self, W: Array) -> float:
+        return sum(term.value(W) for term in self._terms)
+
+    def prox(self, V: Array, step: float) -> Array:
+        """Not in closed form: solvers add the smooth terms to the losses.
+
+        Raises:
+            OptionError: always.
+        """
+        raise OptionError(f"`penalty`={self!r}: the sum has no closed proximal map at step {step}; take that of each term")
+
+    def distance(self, W: Array, G: Array) -> float:
+        """That of the rest, with the gradients of the smooth terms added to G."""
+        total = G + sum((term.gradient(W) for term in self.smooth), np.zeros_like(G))
+        return float(np.linalg.norm(total)) if self.rest is None else self.rest.distance(W, total)
+
+    def polar(self, U: Array) -> float | None:
+        """That of the rest: the gradients of the smooth terms are zero at zero."""
+        return None if self.rest is None else self.rest.polar(U)
+
+    def lambda_max(self, G: Array) -> float:
+        """The factor for all terms at once."""
+        factor = self.polar(-G)
+        return np.inf if factor is None else factor
+
+    def scaled(self, factor: float) -> Sum:  # ty: ignore[invalid-method-override]
+        """Every term scaled."""
+        return Sum([term.scaled(factor) for term in self.smooth], None if self.rest is None else self.rest.scaled(factor))
+
+    def check(self, d: int, K: int) -> None:
+        for term in self._terms:
+            term.check(d, K)
+
+
+def add(one: Penalty, two: Penalty) -> Penalty:
+    """The sum of two penalties: see `Penalty.__add__`."""
+    for penalty in (one, two):
+        if not isinstance(penalty, Penalty):
+            raise OptionError(f"`penalty`: cannot add {penalty!r}; add penalties, and scale one by its strength")
+    (smooth_one, rest_one), (smooth_two, rest_two) = one.split(), two.split()
+    rest = rest_one if rest_two is None else rest_two if rest_one is None else _merged(rest_one, rest_two)
+    smooth = [*smooth_one, *smooth_two]
+    return rest if rest is not None and not smooth else Sum(smooth, rest)
+
+
+def _merged(one: Penalty, two: Penalty) -> Penalty:
+    for first, second in ((one, two), (two, one)):
+        merge = getattr(first, "merge", None)
+        merged = merge(second) if merge is not None else None
+        if merged is not None:
+            return merged
+    names = {type(one).__name__, type(two).__name__}
+    remedy = _REMEDIES.get(frozenset(names), "keep one of them, or replace one by a smooth penalty (`Ridge`, `Graph`, ...)")
+    raise OptionError(f"`penalty`: {type(one).__name__} + {type(two).__name__} has no exact proximal map; {remedy}")
+
+
+_REMEDIES = {
+    frozenset({"Trace", "L1"}): "use `SparseLowRank`, which gives each its own part of W",
+    frozenset({"Trace", "L21"}): "use `Robust` (outlier tasks) or `SparseLowRank`, which give each its own part of W",
+    frozenset({"Trace"}): "add their strengths",
+}

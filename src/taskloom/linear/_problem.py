@@ -1,0 +1,343 @@
+"""The smooth half of the objective: the losses of K tasks, with unpenalised intercepts minimised out.
+
+f(W) = sum_t sum_i s_ti phi_t(y_ti, x_ti' w_t + o_ti + b_t), minimised over the intercepts b. Partial minimisation keeps f convex
+and smooth, its gradient is that of the inner function at the best b, and the residuals of each task then sum to zero, which is
+just what a feasible point of the dual problem needs.
+
+A solver sees the image of W, a linear map of it that is cheap to combine: scores Z for losses on rows, and G_t w_t for squared
+losses whose Gram matrices G_t = X_t' S_t X_t are kept, where a step costs nothing that grows with n.
+
+Letters: K tasks, N rows in all, d features, W (d, K) coefficients, Z image of W, s row weights, o offsets, b intercepts.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from taskloom.linear._check import is_sparse
+from taskloom.linear._design import Design, OwnRows, SharedRows
+from taskloom.linear._intercepts import best_intercepts
+from taskloom.linear._losses import Loss
+from taskloom.tasks import Array, Rows
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the losses need beside the scores.
+
+    Attributes:
+        y: labels, in the shape of the design's scores; anything finite where `weight` is 0.
+        weight: s, with the scale of each task's loss in it; 0 for a missing label.
+        losses: (K,) the loss of each task.
+        offset: o, added to every score; None for none.
+        fit_intercept: whether each task has an unpenalised intercept.
+    """
+
+    y: Array
+    weight: Array
+    losses: Sequence[Loss]
+    offset: Array | None = None
+    fit_intercept: bool = True
+
+
+@dataclass
+class Point:
+    """f at one W: what a solver needs there.
+
+    Attributes:
+        gradient: (d, K).
+        intercepts: (K,) b that minimises f at W; zeros without intercepts.
+        slope: d phi / dz of each row; None where Gram matrices stand for the rows.
+    """
+
+    gradient: Array
+    intercepts: Array
+    slope: Array | None = None
+
+
+class Problem(ABC):
+    """f, behind the interface that solvers use."""
+
+    n_tasks: int
+    n_features: int
+
+    @abstractmethod
+    def image(self, W: Array) -> Array:
+        """The linear image of W that every method below takes beside W."""
+
+    @abstractmethod
+    def image_of(self, features: Rows, W: Array) -> Array:
+        """The image of coefficients that are W (p, K) at p features and zero at all others."""
+
+    @abstractmethod
+    def point(self, W: Array, Z: Array, start: Array | None = None) -> Point:
+        """Gradient and intercepts at W; `start` is a first guess of the intercepts."""
+
+    @abstractmethod
+    def value(self, at: Point, W: Array, Z: Array) -> float:
+        """f(W)."""
+
+    @abstractmethod
+    def bregman(self, D: Array, dZ: Array, at: Point) -> float:
+        """An upper bound of f(W + D) - f(W) - <gradient, D> that is free of cancellation; `at` is the point at W."""
+
+    @abstractmethod
+    def dual_value(self, at: Point, W: Array, Z: Array, c: float) -> float:
+        """-f*(c times the residuals at W), less the part of the penalty: the dual objective for 0 <= c <= 1."""
+
+    @abstractmethod
+    def lipschitz(self) -> Array:
+        """(K,) Lipschitz constant of each task's gradient; infinite for Poisson."""
+
+    @abstractmethod
+    def restrict(self, features: Rows) -> Problem:
+        """The same problem with the coefficients of all other features fixed at zero."""
+
+    @abstractmethod
+    def feature_norms(self) -> Array:
+        """(d, K) of sqrt(curvature) times the weighted norm of each feature, for safe screening."""
+
+    @cached_property
+    def origin(self) -> Point:
+        """The point at W = 0."""
+        W = np.zeros((self.n_features, self.n_tasks))
+        return self.point(W, self._origin_image)
+
+    @cached_property
+    def spread(self) -> float:
+        """f(0) less the least that its losses could be: what gaps are relative to."""
+        W = np.zeros((self.n_features, self.n_tasks))
+        floor = self.dual_value(self.origin, W, self._origin_image, 0.0)
+        return max(self.value(self.origin, W, self._origin_image) - floor, 1e-300)
+
+    @cached_property
+    def _origin_image(self) -> Array:
+        empty = np.arange(0)
+        return self.image_of(empty, np.zeros((0, self.n_tasks)))
+
+
+class RowsProblem(Problem):
+    """Any losses, evaluated row by row.
+
+    Args:
+        design: the features.
+        labels: the rest.
+    """
+
+    def __init__(self, design: Design, labels: Labels) -> None:
+        self.design, self.labels = design, labels
+        self.n_tasks, self.n_features = design.n_tasks, design.n_features
+        groups: dict[Loss, list[int]] = {}
+        for t, loss in enumerate(labels.losses):
+            groups.setdefault(loss, []).append(t)
+        whole = len(groups) == 1
+        self._parts = [(loss, ... if whole else design.index(np.array(tasks))) for loss, tasks in groups.items()]
+        self._curvature = np.array([loss.curvature for loss in labels.losses])
+
+    def image(self, W: Array) -> Array:
+        return self.design.scores(W)
+
+    def each(self, what: str, argument: Array) -> Array:
+        """One of the losses' functions (`value`, `derivative`, `second`, `conjugate`) of every row."""
+        if len(self._parts) == 1:
+            return getattr(self._parts[0][0], what)(self.labels.y, argument)
+        out = np.empty(self.design.shape)
+        for loss, index in self._parts:
+            out[index] = getattr(loss, what)(self.labels.y[index], argument[index])
+        return out
+
+    def image_of(self, features: Rows, W: Array) -> Array:
+        if not len(features):
+            return np.zeros(self.design.shape)
+        return self.design.columns(features).scores(W)
+
+    def value(self, at: Point, W: Array, Z: Array) -> float:  # noqa: ARG002
+        scores = self._offset(Z) + self.design.spread(at.intercepts)
+        return float((self.labels.weight * self.each("value", scores)).sum())
+
+    def point(self, W: Array, Z: Array, start: Array | None = None) -> Point:  # noqa: ARG002
+        scores, b = self._offset(Z), np.zeros(self.n_tasks)
+        if self.labels.fit_intercept:
+            b = best_intercepts(self, scores, start)
+            scores = scores + self.design.spread(b)
+        slope = self.each("derivative", scores)
+        return Point(self.design.adjoint(self.labels.weight * slope), b, slope)
+
+    def _offset(self, Z: Array) -> Array:
+        return Z if self.labels.offset is None else Z + self.labels.offset
+
+    def bregman(self, D: Array, dZ: Array, at: Point) -> float:  # noqa: ARG002
+        s = self.labels.weight
+        if self.labels.fit_intercept:
+            # Any shift of the intercept bounds the minimised function from above; the mean is the best for squared losses.
+            total = self.design.sum_rows(s)
+            dZ = dZ - self.design.spread(
+                np.divide(self.design.sum_rows(s * dZ), total, where=total > 0, out=np.zeros_like(total))
+            )
+        bound = 0.0
+        for loss, index in self._parts:
+            if np.isfinite(loss.curvature):
+                bound += 0.5 * loss.curvature * float((s[index] * dZ[index] ** 2).sum())
+            elif at.slope is not None:
+                # Poisson: exp(z) = slope + y, and exp(z + dz) - exp(z) - exp(z) dz in a form that does not cancel.
+                mean, step = at.slope[index] + self.labels.y[index], dZ[index]
+                with np.errstate(over="ignore", invalid="ignore"):
+                    bound += float(np.nan_to_num((s[index] * mean * (np.expm1(step) - step)).sum(), nan=np.inf))
+        return bound
+
+    def dual_value(self, at: Point, W: Array, Z: Array, c: float) -> float:  # noqa: ARG002
+        if at.slope is None:
+            return -np.inf
+        u = c * at.slope
+        conjugate = self.each("conjugate", u)
+        if self.labels.offset is not None:
+            conjugate = conjugate - u * self.labels.offset
+        weighted = np.multiply(self.labels.weight, conjugate, where=self.labels.weight > 0, out=np.zeros(self.design.shape))
+        return -float(weighted.sum())
+
+    def lipschitz(self) -> Array:
+        return np.array([self._curvature[t] * self._top_eigenvalue(t) for t in range(self.n_tasks)])
+
+    def _top_eigenvalue(self, t: int) -> float:
+        """Of X' S X of one task, centred if it has an intercept."""
+        X, s = self.design.block(t), self.labels.weight[self.design.index(np.array([t]))].ravel()
+        root = np.sqrt(s)
+        X = X.toarray() if is_sparse(X) else X
+        if self.labels.fit_intercept and s.sum() > 0:
+            X = X - (s @ X) / s.sum()
+        A = X * root[:, None]
+        return float(np.linalg.norm(A @ A.T if A.shape[0] < A.shape[1] else A.T @ A, 2))
+
+    def restrict(self, features: Rows) -> Problem:
+        return smooth_problem(self.design.columns(features), self.labels)
+
+    def feature_norms(self) -> Array:
+        # The uncentred norm bounds the centred one from above, and stays true for every loss.
+        s = np.broadcast_to(self.labels.weight, self.design.shape)
+        return np.sqrt(self._curvature * np.maximum(self.design.square_adjoint(s), 0))
+
+
+class GramProblem(Problem):
+    """Squared losses by their Gram matrices: f = sum_t w_t' G_t w_t / 2 - c_t' w_t + e_t / 2.
+
+    Args:
+        G: (K, d, d), or (d, d) where all tasks share it; centred if there are intercepts.
+        C: (d, K) X_t' S_t y_t, likewise.
+        energy: (K,) y_t' S_t y_t, likewise.
+        means: (K, d) weighted means of the features, and (K,) of the labels; None without intercepts.
+    """
+
+    def __init__(self, G: Array, C: Array, energy: Array, means: tuple[Array, Array] | None) -> None:
+        self.G, self.C, self.energy, self.means = G, C, energy, means
+        self.n_features, self.n_tasks = C.shape
+        self._energy = float(energy.sum())
+
+    def image(self, W: Array) -> Array:
+        if self.G.ndim == 2:
+            return self.G @ W
+        return np.matmul(self.G, np.ascontiguousarray(W.T)[:, :, None])[:, :, 0].T
+
+    def image_of(self, features: Rows, W: Array) -> Array:
+        if self.G.ndim == 2:
+            return self.G[:, features] @ W
+        return np.matmul(self.G[:, :, features], np.ascontiguousarray(W.T)[:, :, None])[:, :, 0].T
+
+    def value(self, at: Point, W: Array, Z: Array) -> float:  # noqa: ARG002
+        return max(0.5 * float(np.vdot(W, Z)) - float(np.vdot(self.C, W)) + 0.5 * self._energy, 0.0)
+
+    def point(self, W: Array, Z: Array, start: Array | None = None) -> Point:  # noqa: ARG002
+        b = np.zeros(self.n_tasks) if self.means is None else self.means[1] - np.einsum("kd,dk->k", self.means[0], W)
+        return Point(Z - self.C, b)
+
+    def bregman(self, D: Array, dZ: Array, at: Point) -> float:  # noqa: ARG002
+        return 0.5 * float(np.vdot(D, dZ))
+
+    def dual_value(self, at: Point, W: Array, Z: Array, c: float) -> float:  # noqa: ARG002
+        cross = float(np.vdot(self.C, W))
+        squares = float(np.vdot(W, Z)) - 2 * cross + self._energy
+        return c * (self._energy - cross) - 0.5 * c**2 * max(squares, 0.0)
+
+    def lipschitz(self) -> Array:
+        return np.broadcast_to(np.linalg.eigvalsh(self.G)[..., -1], (self.n_tasks,)).clip(0)
+
+    def restrict(self, features: Rows) -> GramProblem:
+        G = np.ascontiguousarray(self.G[..., features[:, None], features])
+        means = None if self.means is None else (self.means[0][:, features], self.means[1])
+        return GramProblem(G, self.C[features], self.energy, means)
+
+    def feature_norms(self) -> Array:
+        diagonal = np.diagonal(self.G, axis1=-2, axis2=-1).T
+        return np.sqrt(np.broadcast_to(diagonal.reshape(self.n_features, -1), (self.n_features, self.n_tasks)).clip(0))
+
+
+def smooth_problem(design: Design, labels: Labels, *, gram: bool | None = None) -> Problem:
+    """The problem in its fastest form.
+
+    Args:
+        design: the features.
+        labels: the rest.
+        gram: whether squared losses keep Gram matrices; None: where they take at most twice the memory of X and so pay off.
+
+    Examples:
+        >>> from taskloom.linear._losses import Squared
+        >>> labels = Labels(np.zeros((5, 2)), np.ones((5, 2)), [Squared()] * 2)
+        >>> type(smooth_problem(SharedRows(np.ones((5, 3)), 2), labels)).__name__
+        'GramProblem'
+    """
+    squared = all(loss.name == "squared" for loss in labels.losses)
+    if gram is None:
+        d, one = design.n_features, _is_one_gram(design, labels)
+        matrices = 1 if one else design.n_tasks
+        rows = design.shape[0] if isinstance(design, OwnRows) or one else design.shape[0] * design.n_tasks
+        gram = squared and matrices * d <= 2 * rows
+    return _gram_problem(design, labels) if gram and squared else RowsProblem(design, labels)
+
+
+def _is_one_gram(design: Design, labels: Labels) -> bool:
+    """Whether all tasks have the same X and the same row weights."""
+    if isinstance(design, OwnRows) or design.n_tasks == 1:
+        return design.n_tasks == 1
+    return bool((labels.weight == labels.weight[:, :1]).all())
+
+
+def _gram_problem(design: Design, labels: Labels) -> GramProblem:
+    K, d = design.n_tasks, design.n_features
+    y = labels.y if labels.offset is None else labels.y - labels.offset
+    one = isinstance(design, SharedRows) and _is_one_gram(design, labels)
+    G, C, energy = np.empty((1 if one else K, d, d)), np.empty((d, K)), np.empty(K)
+    x_means, y_means = np.zeros((K, d)), np.zeros(K)
+    groups = [np.arange(K)] if one else [np.array([t]) for t in range(K)]
+    for g, tasks in enumerate(groups):
+        index = design.index(tasks)
+        Y, s = y[index].reshape(-1, len(tasks)), labels.weight[index].reshape(-1, len(tasks))[:, 0]
+        moments = _moments(design.block(int(tasks[0])), Y, s, center=labels.fit_intercept)
+        G[g], C[:, tasks], energy[tasks], x_means[tasks], y_means[tasks] = moments
+    means = (x_means, y_means) if labels.fit_intercept else None
+    return GramProblem(G[0] if len(G) == 1 else G, C, energy, means)
+
+
+def _moments(X: Array, Y: Array, s: Array, *, center: bool) -> tuple[Array, Array, Array, Array, Array]:
+    """Second moments of one X and the labels of the tasks that share it, in blocks of rows so that X is never copied whole."""
+    d, total = X.shape[1], s.sum()
+    keep = center and total > 0
+    x_mean = np.asarray(X.T @ s).ravel() / total if keep else np.zeros(d)
+    y_mean = (s @ Y) / total if keep else np.zeros(Y.shape[1])
+    Yc = Y - y_mean
+    energy = s @ Yc**2
+    if is_sparse(X):
+        weighted = X.multiply(s[:, None]).tocsr()
+        G = (X.T @ weighted).toarray() - total * np.outer(x_mean, x_mean) * keep
+        return G, weighted.T @ Yc, energy, x_mean, y_mean
+    G, C = np.zeros((d, d)), np.zeros((d, Y.shape[1]))
+    rows = max(1, 4_000_000 // d)
+    for start in range(0, len(X), rows):
+        part = slice(start, start + rows)
+        block = (X[part] - x_mean) * np.sqrt(s[part])[:, None]
+        G += block.T @ block
+        C += block.T @ (Yc[part] * np.sqrt(s[part])[:, None])
+    return G, C, energy, x_mean, y_mean

@@ -1,0 +1,35 @@
+"""Models that are not one convex problem: they bring their own way of solving, out of convex problems.
+
+Estimators take them where they take a penalty.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Self
+
+from taskloom.linear._design import Design
+from taskloom.linear._problem import Labels
+from taskloom.linear._solver import Solution, SolverOptions
+
+
+class Procedure(ABC):
+    """A model of K tasks that is solved by its own `solve`.
+
+    Attributes:
+        paper: where it comes from.
+    """
+
+    paper: ClassVar[str] = ""
+
+    def check(self, d: int, K: int) -> None:  # noqa: ARG002
+        """Refuse a problem of d features and K tasks that it does not fit, before any work is done."""
+        return
+
+    @abstractmethod
+    def solve(self, design: Design, labels: Labels, options: SolverOptions) -> Solution:
+        """Fit the tasks; `Solution.details` holds what the model knows beside W."""
+
+    @abstractmethod
+    def scaled(self, factor: float) -> Self:
+        """The same model with all strengths multiplied, for cross-validation."""
