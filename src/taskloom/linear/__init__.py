@@ -1,9 +1,55 @@
-"""Linear models of many tasks.
+"""Regularized multi-task linear models, exact and fast: losses, penalties, solvers with a certificate, estimators.
 
-So far the linear single-task baseline: `RidgeRecipe`, known to studies and the command line as `ridge`.
+Each task may have its own rows, or all share them. A fit is a loss, a penalty and a solver:
+
+    model = MultiTaskRegressor(penalty=Trace(0.1)).fit(X, y, tasks=hospital)
+
+Penalties add up with `+` where the sum has an exact proximal map or a smooth part. Every fit says how far from the optimum it
+can be at most: `dual_gap_`, or the distance to the subdifferential where a penalty has no dual.
 """
 
+from taskloom.linear._cross_validation import MultiTaskClassifierCV, MultiTaskRegressorCV, PathOptions
+from taskloom.linear._distance_penalties import CrossLearning, Fusion
+from taskloom.linear._estimators import MultiTaskClassifier, MultiTaskRegressor
+from taskloom.linear._losses import Huber, Logistic, Loss, Poisson, Squared, SquaredHinge
+from taskloom.linear._penalty import Penalty
 from taskloom.linear._predictor import LinearPredictor
 from taskloom.linear._ridge import RidgeRecipe
+from taskloom.linear._smooth_penalties import FeatureRelations, Graph, MeanRegularized, PriorInformation, Ridge
+from taskloom.linear._sparse_penalties import L1, L21, Fused
+from taskloom.linear._spectral_penalties import Clustered, Trace
+from taskloom.linear._split_penalties import Dirty, L1Inf, OutlierTasks, Robust, SparseLowRank
 
-__all__ = ["LinearPredictor", "RidgeRecipe"]
+__all__ = [
+    "L1",
+    "L21",
+    "Clustered",
+    "CrossLearning",
+    "Dirty",
+    "FeatureRelations",
+    "Fused",
+    "Fusion",
+    "Graph",
+    "Huber",
+    "L1Inf",
+    "LinearPredictor",
+    "Logistic",
+    "Loss",
+    "MeanRegularized",
+    "MultiTaskClassifier",
+    "MultiTaskClassifierCV",
+    "MultiTaskRegressor",
+    "MultiTaskRegressorCV",
+    "OutlierTasks",
+    "PathOptions",
+    "Penalty",
+    "Poisson",
+    "PriorInformation",
+    "Ridge",
+    "RidgeRecipe",
+    "Robust",
+    "SparseLowRank",
+    "Squared",
+    "SquaredHinge",
+    "Trace",
+]

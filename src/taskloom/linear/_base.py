@@ -12,7 +12,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from taskloom.linear._check import find_tasks
-from taskloom.tasks import Array, DataError
+from taskloom.tasks import Array, DataError, Rows
 
 
 class LinearTasks(BaseEstimator):
@@ -26,7 +26,6 @@ class LinearTasks(BaseEstimator):
         is_single_: whether y was 1-D without task labels.
     """
 
-    unseen = "error"
     coef_: Array
     intercept_: Array
     tasks_: Array
@@ -42,8 +41,7 @@ class LinearTasks(BaseEstimator):
                 raise DataError("`tasks` is missing: the tasks have their own rows, so give the task of each row")
             scores = X @ self.coef_.T + self.intercept_
             return scores[:, 0] if self.is_single_ else scores
-        places = find_tasks(tasks, self.tasks_, X.shape[0])
-        self._check_unseen(places, tasks)
+        places = self._places(tasks, X.shape[0])
         # The last row of both is the mean model, which the index -1 of an unseen task picks.
         coef = np.vstack([self.coef_, self.coef_.mean(0)])
         intercept = np.append(self.intercept_, self.intercept_.mean())
@@ -53,10 +51,12 @@ class LinearTasks(BaseEstimator):
             scores[rows] = X[rows] @ coef[place] + intercept[place]
         return scores
 
-    def _check_unseen(self, places: Array, tasks: Any) -> None:
-        if (places < 0).any() and self.unseen != "mean":
+    def _places(self, tasks: Any, n: int) -> Rows:
+        """Which of the tasks each of n rows belongs to; -1 is the mean of all, for an unseen task."""
+        places = find_tasks(tasks, self.tasks_, n)
+        if (places < 0).any() and getattr(self, "unseen", None) != "mean":
             label = np.asarray(tasks)[int(np.flatnonzero(places < 0)[0])]
-            raise DataError(
-                f"`tasks`: {label!r} was not seen in training ({len(self.tasks_)} tasks were); correct it, or "
-                "construct the estimator with unseen='mean' to predict it by the mean of all tasks' models"
-            )
+            label = label.item() if isinstance(label, np.generic) else label
+            mean = "" if not hasattr(self, "unseen") else ", or set unseen='mean' to predict it by the mean of all models"
+            raise DataError(f"`tasks`: {label!r} was not seen in training ({len(self.tasks_)} tasks were); correct it{mean}")
+        return places

@@ -70,6 +70,12 @@ class CrossLearning(Penalty):
         inside = _project_to_center(E, self.eps) if self.center == "free" else _project_to_mean(E, self.eps)
         return mean + (inside if Q is None else Q @ inside)
 
+    def factor_range(self, G: Array, lipschitz: Array) -> float:
+        """The factor at which the radius is a thousandth of how far one gradient step takes the tasks apart."""
+        curvature = float(np.max(lipschitz[np.isfinite(lipschitz)], initial=0.0)) or 1.0
+        apart = float(np.linalg.norm(G - G.mean(1, keepdims=True), axis=0).max()) / curvature
+        return self.eps / (1e-3 * apart) if 0 < self.eps < np.inf and apart > 0 else 1.0
+
     def scaled(self, factor: float) -> CrossLearning:
         """The radius divided: twice the strength is half the radius."""
         return CrossLearning(np.inf if factor == 0 else self.eps / factor, self.center)
@@ -207,6 +213,12 @@ class Fusion(Penalty):
         start = memory.get("pairs")
         W, memory["pairs"] = _fuse(V, (one, two, radius), start)
         return W
+
+    def factor_range(self, G: Array, lipschitz: Array) -> float:  # noqa: ARG002
+        """The factor at which all tasks fuse, if their gradients were those at zero: each pair's share is (g_s - g_t) / K."""
+        K = G.shape[1]
+        apart = 2 * float(np.linalg.norm(G - G.mean(1, keepdims=True), axis=0).max()) / K
+        return apart / self.strength if self.strength > 0 and apart > 0 else 1.0
 
     def groups(self, W: Array, tol: float = 1e-6) -> list[list[int]]:
         """Tasks whose columns differ by at most `tol` of the greatest column norm: the groups that fused.

@@ -1,18 +1,13 @@
 """MOCHA: K tasks at K sites that keep their rows, learnt by rounds of local dual steps and a server that relates the tasks.
 
-The estimator is `Mocha`. What it runs are four functions on an explicit state, for those who drive the rounds themselves:
-`start_mocha`, `run_round`, `is_done` and `read_result`.
-
-Letters: K tasks (one site each), n_t rows of site t, N rows in all, d features, W (K, d) coefficients, B (K, d) pulls.
+Letters: K tasks (one site each), n_t rows of site t, N rows in all, d features, W (K, d) coefficients.
 """
 
 from __future__ import annotations
 
 import copy
 import warnings
-from dataclasses import dataclass, field
-from numbers import Integral, Real
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -20,194 +15,10 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import validate_data
 
 from taskloom.linear._base import LinearTasks
+from taskloom.linear._mocha_run import Learning, MochaOptions, MochaState, is_done, read_result, run_round, start_mocha
 from taskloom.linear._mocha_sites import Sites, make_sites, read_labels
-from taskloom.linear._mocha_steps import (
-    DUAL_LOSSES,
-    Certificate,
-    best_covariance,
-    certify,
-    deal_visits,
-    exponentiated_covariance,
-    safe_aggregation,
-    work_at_sites,
-)
-from taskloom.tasks import Array, DataError, OptionError, Rows, unknown
-
-Learning = Literal["learn", "paper", "fixed"]
-# The covariance moves when at most this share of the gap is left to the W-step ...
-INNER_SHARE = 0.5
-# ... by at most this much in its logarithm. Where Sigma and B B' commute, more than 1 can oscillate for ever.
-STRIDE = 1.0
-
-
-@dataclass(frozen=True)
-class MochaOptions:
-    """How the rounds go.
-
-    Attributes:
-        strength: lambda > 0.
-        learning: how Sigma is found: `learn`, `paper` or `fixed`.
-        rounds: most rounds in all, those of a state that is continued among them.
-        share: least and greatest share of its rows that a site visits in a round; above 1 it passes over them again.
-        drop_probability: chance of each site to send nothing in a round, in [0, 1).
-        tol: relative gap to stop at.
-        seed: of all that is random.
-
-    Raises:
-        OptionError: a value outside of these.
-    """
-
-    strength: float = 0.1
-    learning: Learning = "learn"
-    rounds: int = 1000
-    share: tuple[float, float] = (0.5, 0.5)
-    drop_probability: float = 0.0
-    tol: float = 1e-6
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("strength", "tol"):
-            value = getattr(self, name)
-            if not _is_number(value) or not 0 < value < np.inf:
-                raise OptionError(f"`{name}`={value!r}: give a finite number above 0")
-        if not _is_whole(self.rounds) or self.rounds < 1:
-            raise OptionError(f"`rounds`={self.rounds!r}: give a whole number, 1 or more")
-        if not _is_whole(self.seed) or self.seed < 0:
-            raise OptionError(f"`seed`={self.seed!r}: give a whole number, 0 or more")
-        if not _is_number(self.drop_probability) or not 0 <= self.drop_probability < 1:
-            raise OptionError(f"`drop_probability`={self.drop_probability!r}: need 0 <= p < 1; at 1 no site ever works")
-        if not all(_is_number(s) for s in self.share) or not 0 < self.share[0] <= self.share[1] < np.inf:
-            raise OptionError(f"`local_fraction`={self.share!r}: give a share above 0, or a pair (low, high), low <= high")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-@dataclass
-class MochaState:
-    """All that a run has between two rounds.
-
-    Attributes:
-        a: (N,) dual variables, site after site: what the sites know.
-        W: (K, d) coefficients, Sigma B / lambda.
-        B: (K, d) pulls, the sum of what the sites sent.
-        Sigma: (K, K) covariance of the tasks.
-        round: rounds done.
-        lag: share of the last round's gap that was left to the W-step.
-        gaps: relative gap after each round.
-        generator: what the next round draws from.
-    """
-
-    a: Array
-    W: Array
-    B: Array
-    Sigma: Array
-    round: int = 0
-    lag: float = 1.0
-    gaps: list[float] = field(default_factory=list)
-    generator: np.random.Generator = field(default_factory=np.random.default_rng)
-
-    def parts(self) -> tuple[dict[str, Array], dict[str, Any]]:
-        """Arrays and JSON-able settings, out of which `from_parts` makes a state equal to the bit."""
-        arrays = {"a": self.a, "W": self.W, "B": self.B, "Sigma": self.Sigma, "gaps": np.array(self.gaps)}
-        settings = {"round": self.round, "lag": self.lag, "generator": self.generator.bit_generator.state}
-        return {name: array.copy() for name, array in arrays.items()}, settings
-
-    @classmethod
-    def from_parts(cls, arrays: dict[str, Array], settings: dict[str, Any]) -> Self:
-        """The state of which these are the `parts`."""
-        bits = np.random.PCG64()
-        bits.state = settings["generator"]
-        matrices = [arrays[name].copy() for name in ("a", "W", "B", "Sigma")]
-        rest = settings["round"], settings["lag"], arrays["gaps"].tolist()
-        return cls(*matrices, *rest, np.random.Generator(bits))
-
-
-class MochaResult(NamedTuple):
-    """What a run comes to.
-
-    Attributes:
-        coefficients: (K, d).
-        covariance: (K, K) Sigma.
-        certificate: its primal is the objective at the coefficients.
-        message: empty where the gap is below `tol`; else what to do.
-    """
-
-    coefficients: Array
-    covariance: Array
-    certificate: Certificate
-    message: str
-
-
-def start_mocha(sites: Sites, options: MochaOptions, Sigma: Array | None = None) -> MochaState:
-    """The state before the first round: nothing learnt, Sigma = I / K if none is given."""
-    K, d = len(sites.sizes), sites.X.shape[1]
-    Sigma = np.eye(K) / K if Sigma is None else Sigma
-    zeros = np.zeros(len(sites.rows)), np.zeros((K, d)), np.zeros((K, d))
-    return MochaState(*zeros, Sigma, generator=np.random.Generator(np.random.PCG64(options.seed)))
-
-
-def run_round(sites: Sites, options: MochaOptions, state: MochaState) -> None:
-    """Move the state on by one round: relate the tasks if it is time to, work at the sites, update at the server.
-
-    It is changed by assignment alone: the arrays that it had stay as they are.
-    """
-    learns = options.learning != "fixed"
-    if learns and state.lag <= INNER_SHARE:
-        _relate(options, state)
-    a, v = state.a, state.W
-    c = safe_aggregation(state.Sigma) * np.diag(state.Sigma) / (options.strength * sites.sizes)
-    for counts in _draw_counts(sites, options, state.generator):
-        a, v = work_at_sites(sites, deal_visits(sites, counts, state.generator.random(len(a))), a, v, c)
-    state.B = state.B + sites.pulls(a - state.a)
-    state.a, state.W, state.round = a, state.Sigma @ state.B / options.strength, state.round + 1
-    certificate = certify(sites, state.a, state.B, state.Sigma, options.strength, learns=learns)
-    state.lag = certificate.lag
-    state.gaps = [*state.gaps, certificate.relative]
-
-
-def _relate(options: MochaOptions, state: MochaState) -> None:
-    if options.learning == "paper":
-        state.Sigma = best_covariance(state.W)
-    else:
-        floor = 1e-3 * options.tol / len(state.Sigma)
-        state.Sigma = exponentiated_covariance(state.Sigma, state.B, STRIDE, floor)
-    state.W = state.Sigma @ state.B / options.strength
-
-
-def _draw_counts(sites: Sites, options: MochaOptions, generator: np.random.Generator) -> list[Rows]:
-    """(K,) visits of each site, for each pass over the rows."""
-    K, (low, high) = len(sites.sizes), options.share
-    shares = low + (high - low) * generator.random(K)
-    # A share of 0.07 of 100 rows is 7 of them, not 8.
-    visits = np.ceil(shares * sites.sizes - 1e-9).astype(np.int64)
-    visits[generator.random(K) < options.drop_probability] = 0
-    passes = int(np.ceil(visits / sites.sizes).max())
-    return [np.clip(visits - p * sites.sizes, 0, sites.sizes) for p in range(passes)]
-
-
-def is_done(options: MochaOptions, state: MochaState) -> bool:
-    """Whether the gap is below `tol`, or the rounds are used up."""
-    return state.round >= options.rounds or (bool(state.gaps) and state.gaps[-1] <= options.tol)
-
-
-def read_result(sites: Sites, options: MochaOptions, state: MochaState) -> MochaResult:
-    """What the state amounts to; it may be asked for after any round."""
-    learns = options.learning != "fixed"
-    certificate = certify(sites, state.a, state.B, state.Sigma, options.strength, learns=learns)
-    message = ""
-    if certificate.relative > options.tol:
-        stalls = ", or omega='learn', for the paper's step can stall" if options.learning == "paper" else ""
-        message = (
-            f"relative gap {certificate.relative:.1e} after {state.round} rounds, above `tol`={options.tol:g}: "
-            f"give more `rounds`, a greater `local_fraction` or `strength`, features of one scale{stalls}"
-        )
-    return MochaResult(state.W, state.Sigma, certificate, message)
+from taskloom.linear._mocha_steps import DUAL_LOSSES
+from taskloom.tasks import Array, DataError, OptionError, unknown
 
 
 class Mocha(LinearTasks):
@@ -229,8 +40,9 @@ class Mocha(LinearTasks):
     introduction and its authors' published code, which has the hinge loss, the local steps, the server's update and the exact
     step of Sigma. Here the federation is simulated in one process. Ours, and why:
 
-    - The step of Sigma. The exact step (`omega="paper"`) hardly turns the eigenvectors of Sigma once its eigenvalues spread, and
-      stalls above the optimum. `omega="learn"` takes matrix exponentiated gradient steps, whose fixed point is the optimum.
+    - The step of Sigma. The exact step (`omega="paper"`) hardly turns the eigenvectors of Sigma once its eigenvalues spread,
+      and stalls above the optimum. `omega="learn"` takes matrix exponentiated gradient steps, whose fixed point is the
+      optimum; their stride is halved where bounds prove that one led upwards.
     - Sigma moves once half of the gap or less is left to W, instead of after a fixed number of rounds.
     - The safety factor of the server's sum is the least one that is safe, at most the paper's (`safe_aggregation`).
     - Half the squared error as a second loss, and the certificate of a learnt Sigma, which are our derivations.
@@ -243,8 +55,8 @@ class Mocha(LinearTasks):
         strength: lambda > 0. The smaller, the more rounds it takes.
         omega: `learn`, `paper`, or a (K, K) symmetric positive definite matrix, tasks in sorted order.
         rounds: most rounds.
-        local_fraction: share of its rows that a site visits in a round, or (low, high), out of which each site draws its own share
-            each round. Above 1 it passes over them again.
+        local_fraction: share of its rows that a site visits in a round, or (low, high), out of which each site draws its own
+            share each round. Above 1 it passes over them again.
         drop_probability: chance of a site to send nothing in a round.
         tol: relative gap to stop at.
         seed: of visits, shares and drops.
@@ -269,7 +81,7 @@ class Mocha(LinearTasks):
         >>> rng = np.random.default_rng(0)
         >>> X, tasks = rng.normal(size=(90, 4)), np.repeat(["a", "b", "c"], 30)
         >>> y = np.where(X[:, 0] + 0.1 * X[:, 1] > 0, "yes", "no")
-        >>> model = Mocha(strength=0.3).fit(X, y, tasks=tasks)
+        >>> model = Mocha(strength=1.0).fit(X, y, tasks=tasks)
         >>> model.converged_, model.predict([[2.0, 0, 0, 0]], tasks=["b"])
         (True, array(['yes'], dtype='<U3'))
         >>> bool(model.task_covariance_[0, 1] > 0.3)
@@ -282,7 +94,7 @@ class Mocha(LinearTasks):
         loss: str = "hinge",
         strength: float = 0.1,
         omega: Any = "learn",
-        rounds: int = 1000,
+        rounds: int = 2000,
         local_fraction: float | tuple[float, float] = 0.5,
         drop_probability: float = 0.0,
         tol: float = 1e-6,
@@ -310,7 +122,7 @@ class Mocha(LinearTasks):
 
         Raises:
             OptionError: a setting out of its range, or an Omega that does not suit the tasks.
-            DataError: labels that do not suit the loss or the rows, a task without labels, or a state of other rows.
+            DataError: labels that do not suit the loss or the rows, a task without labels, or a state of other rows or settings.
         """
         options, Omega = self._options(), _read_omega(self.omega)
         X = validate_data(self, X, dtype=np.float64)
@@ -319,9 +131,9 @@ class Mocha(LinearTasks):
         if Omega is not None and len(Omega) != K:
             raise OptionError(f"`omega` has shape {Omega.shape} for {K} tasks; give it a row and a column for each, ({K}, {K})")
         sites, centres, offsets = make_sites(X, labels, self.loss, fit_intercept=self.fit_intercept)
-        Sigma = None if Omega is None else np.linalg.inv(Omega)
+        Sigma = None if Omega is None else 0.5 * (np.linalg.inv(Omega) + np.linalg.inv(Omega).T)
         fresh = start_mocha(sites, options, Sigma)
-        state = fresh if state is None else _continue(state, fresh, is_fixed=Sigma is not None)
+        state = fresh if state is None else _continue(state, sites, options, fresh)
         while not is_done(options, state):
             run_round(sites, options, state)
         result = read_result(sites, options, state)
@@ -351,9 +163,11 @@ class Mocha(LinearTasks):
     def _options(self) -> MochaOptions:
         if self.loss not in DUAL_LOSSES:
             raise unknown("loss", str(self.loss), DUAL_LOSSES)
-        learning = self.omega if isinstance(self.omega, str) else "fixed"
-        if learning not in ("learn", "paper") and isinstance(self.omega, str):
-            raise OptionError(f"`omega`={self.omega!r}: give 'learn', 'paper' or a (K, K) matrix")
+        learning: Learning = "fixed"
+        if isinstance(self.omega, str):
+            if self.omega not in {"learn", "paper"}:
+                raise OptionError(f"`omega`={self.omega!r}: give 'learn', 'paper' or a (K, K) matrix")
+            learning = "learn" if self.omega == "learn" else "paper"
         share = self.local_fraction if isinstance(self.local_fraction, tuple | list) else (self.local_fraction,) * 2
         if len(share) != 2:
             raise OptionError(f"`local_fraction`={share!r}: give one share, or a pair (low, high)")
@@ -369,7 +183,7 @@ def _read_omega(omega: Any) -> Array | None:
         Omega = np.asarray(omega, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise OptionError(f"`omega` is a {type(omega).__name__}; give 'learn', 'paper' or a (K, K) matrix") from error
-    if Omega.ndim != 2 or len(Omega) != Omega.shape[1] or not np.isfinite(Omega).all():
+    if Omega.ndim != 2 or Omega.size == 0 or len(Omega) != Omega.shape[1] or not np.isfinite(Omega).all():
         raise OptionError(f"`omega` has shape {Omega.shape}; give 'learn', 'paper' or a (K, K) matrix of finite numbers")
     least = float(np.linalg.eigvalsh(Omega)[0])
     if not np.allclose(Omega, Omega.T) or least <= 1e-12 * np.abs(Omega).max():
@@ -377,13 +191,17 @@ def _read_omega(omega: Any) -> Array | None:
     return Omega
 
 
-def _continue(state: MochaState, fresh: MochaState, *, is_fixed: bool) -> MochaState:
-    """A copy of the state, if it is one of these sites."""
+def _continue(state: MochaState, sites: Sites, options: MochaOptions, fresh: MochaState) -> MochaState:
+    """A copy of the state, if it is one of these rows and settings."""
     if not isinstance(state, MochaState):
         raise DataError(f"`state` is a {type(state).__name__}; give the `state_` of a fitted Mocha")
     shapes, expected = ([array.shape for array in (s.a, s.W, s.Sigma)] for s in (state, fresh))
     if shapes != expected:
         raise DataError(f"`state` is of other rows: shapes {shapes}, here {expected}; fit without `state`")
-    if is_fixed and not np.array_equal(state.Sigma, fresh.Sigma):
-        raise DataError("`state` has another covariance than this `omega` fixes; fit without `state`")
+    gap = read_result(sites, options, state).certificate.relative
+    if state.gaps and not np.isclose(gap, state.gaps[-1], rtol=1e-6, atol=1e-12):
+        raise DataError(
+            f"`state` has a gap of {state.gaps[-1]:.3e}, but {gap:.3e} with these rows and settings; give the rows, `strength` "
+            "and kind of `omega` that it comes from, or fit without `state`"
+        )
     return copy.deepcopy(state)

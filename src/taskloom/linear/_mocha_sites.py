@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from math import isnan
 from typing import Any
 
 import numpy as np
@@ -120,8 +121,9 @@ def read_labels(y: Any, tasks: Any, n: int, *, are_classes: bool) -> TaskLabels:
         raise DataError(f"`y[{int(np.flatnonzero(missing)[0])}]` is missing; drop the row")
     if found.owner is None:
         # Row by row of the transposed labels is site after site.
-        owner, rows = np.nonzero(~np.atleast_2d(missing.T))
-        kept = np.atleast_2d(y.T)[owner, rows]
+        columns = y.reshape(n, -1).T
+        owner, rows = np.nonzero(np.logical_not(missing.reshape(n, -1).T))
+        kept = columns[owner, rows]
     else:
         rows = np.argsort(found.owner, kind="stable")
         owner, kept = found.owner[rows], y[rows]
@@ -135,7 +137,7 @@ def read_labels(y: Any, tasks: Any, n: int, *, are_classes: bool) -> TaskLabels:
 
 def _is_missing(y: Array) -> Array:
     if y.dtype == object:
-        return np.array([value is None or value != value for value in y.ravel()]).reshape(y.shape)
+        return np.array([value is None or (isinstance(value, float) and isnan(value)) for value in y.flat]).reshape(y.shape)
     return np.isnan(y) if y.dtype.kind == "f" else np.zeros(y.shape, bool)
 
 

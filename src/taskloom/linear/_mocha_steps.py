@@ -173,12 +173,14 @@ class Certificate(NamedTuple):
     Attributes:
         primal: the objective at W.
         dual: a bound that no W can be below.
-        inner: P - D of the W-step at the present Sigma.
+        low: D, which the optimum over W at the present Sigma is not below.
+        high: P at the present Sigma, which it is not above.
     """
 
     primal: float
     dual: float
-    inner: float
+    low: float
+    high: float
 
     @property
     def relative(self) -> float:
@@ -188,7 +190,7 @@ class Certificate(NamedTuple):
     @property
     def lag(self) -> float:
         """Inner / (primal - dual); 1 where Sigma is fixed."""
-        return self.inner / max(self.primal - self.dual, np.finfo(float).tiny)
+        return (self.high - self.low) / max(self.primal - self.dual, np.finfo(float).tiny)
 
 
 def certify(sites: Sites, a: Array, B: Array, Sigma: Array, strength: float, *, learns: bool) -> Certificate:
@@ -200,12 +202,12 @@ def certify(sites: Sites, a: Array, B: Array, Sigma: Array, strength: float, *, 
     loss = DUAL_LOSSES[sites.loss]
     W = Sigma @ B / strength
     lost, gained = sites.total(loss.value(sites.margins(W), sites.target)), sites.total(loss.gain(a, sites.target))
-    penalty = 0.5 * strength * float((W * B).sum()) / strength
-    inner = lost + penalty - (gained - penalty)
+    penalty = 0.5 * float((W * B).sum())
+    low, high = gained - penalty, lost + penalty
     if not learns:
-        return Certificate(lost + penalty, gained - penalty, inner)
+        return Certificate(high, low, low, high)
     together = 0.5 * strength * float(np.linalg.svd(W, compute_uv=False).sum()) ** 2
-    return Certificate(lost + together, gained - float(np.linalg.norm(B, 2)) ** 2 / (2 * strength), inner)
+    return Certificate(lost + together, gained - float(np.linalg.norm(B, 2)) ** 2 / (2 * strength), low, high)
 
 
 def best_covariance(W: Array, floor: float = PAPER_FLOOR) -> Array:

@@ -73,6 +73,21 @@ class Penalty(ABC):
             return np.inf
         return factor * getattr(self, self.strengths[0]) if len(self.strengths) == 1 else factor
 
+    def factor_range(self, G: Array, lipschitz: Array) -> float:
+        """The factor of all strengths from which on next to nothing is left to learn: where a path of strengths begins.
+
+        Args:
+            G: (d, K) gradient of the losses at W = 0.
+            lipschitz: (K,) of the losses.
+        """
+        factor = self.polar(-G)
+        if factor is not None and 0 < factor < np.inf:
+            return factor
+        # A smooth penalty ten times as curved as the losses leaves a tenth of the way to their minimum.
+        strengths = [getattr(self, name) for name in self.strengths if getattr(self, name) > 0]
+        curvature = float(np.max(lipschitz[np.isfinite(lipschitz)], initial=0.0)) or 1.0
+        return 10 * curvature / min(strengths) if strengths else 1.0
+
     def scaled(self, factor: float) -> Self:
         """The same penalty with all strengths multiplied."""
         changes: dict[str, Any] = {name: factor * getattr(self, name) for name in self.strengths}
@@ -180,6 +195,11 @@ class Sum(Penalty):
         """The factor for all terms at once."""
         factor = self.polar(-G)
         return np.inf if factor is None else factor
+
+    def factor_range(self, G: Array, lipschitz: Array) -> float:
+        """That of the rest; of the smooth terms where there is no rest."""
+        terms = self.smooth if self.rest is None else [self.rest]
+        return max(term.factor_range(G, lipschitz) for term in terms)
 
     def scaled(self, factor: float) -> Sum:  # ty: ignore[invalid-method-override]
         """Every term scaled."""

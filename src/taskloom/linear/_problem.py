@@ -98,6 +98,10 @@ class Problem(ABC):
     def restrict(self, features: Rows) -> Problem:
         """The same problem with the coefficients of all other features fixed at zero."""
 
+    def compact(self) -> Problem:
+        """The same problem by Gram matrices, where they are smaller than its rows."""
+        return self
+
     @abstractmethod
     def feature_norms(self) -> Array:
         """(d, K) of sqrt(curvature) times the weighted norm of each feature, for safe screening."""
@@ -110,10 +114,11 @@ class Problem(ABC):
 
     @cached_property
     def spread(self) -> float:
-        """f(0) less the least that its losses could be: what gaps are relative to."""
-        W = np.zeros((self.n_features, self.n_tasks))
-        floor = self.dual_value(self.origin, W, self._origin_image, 0.0)
-        return max(self.value(self.origin, W, self._origin_image) - floor, 1e-300)
+        """f(0) less the least that its losses could be, above 0: what gaps are relative to."""
+        return max(self._spread(), 1e-300)
+
+    @abstractmethod
+    def _spread(self) -> float: ...
 
     @cached_property
     def _origin_image(self) -> Array:
@@ -137,6 +142,7 @@ class RowsProblem(Problem):
             groups.setdefault(loss, []).append(t)
         whole = len(groups) == 1
         self._parts = [(loss, ... if whole else design.index(np.array(tasks))) for loss, tasks in groups.items()]
+        self._is_squared = all(loss.name == "squared" for loss in groups)
         self._curvature = np.array([loss.curvature for loss in labels.losses])
 
     def image(self, W: Array) -> Array:
@@ -163,10 +169,24 @@ class RowsProblem(Problem):
     def point(self, W: Array, Z: Array, start: Array | None = None) -> Point:  # noqa: ARG002
         scores, b = self._offset(Z), np.zeros(self.n_tasks)
         if self.labels.fit_intercept:
-            b = best_intercepts(self, scores, start)
+            b = self._mean_error(scores) if self._is_squared else best_intercepts(self, scores, start)
             scores = scores + self.design.spread(b)
         slope = self.each("derivative", scores)
         return Point(self.design.adjoint(self.labels.weight * slope), b, slope)
+
+    def _spread(self) -> float:
+        zero = np.zeros(self.design.shape)
+        empty = RowsProblem(self.design.columns(np.arange(0)), self.labels)
+        W = np.zeros((0, self.n_tasks))
+        at = empty.point(W, zero)
+        return empty.value(at, W, zero) - empty.dual_value(at, W, zero, 0.0)
+
+    def _mean_error(self, scores: Array) -> Array:
+        """The best intercepts of squared losses."""
+        s = self.labels.weight
+        total = self.design.sum_rows(s)
+        sums = self.design.sum_rows(s * (self.labels.y - scores))
+        return np.divide(sums, total, where=total > 0, out=np.zeros_like(total))
 
     def _offset(self, Z: Array) -> Array:
         return Z if self.labels.offset is None else Z + self.labels.offset
@@ -213,8 +233,15 @@ class RowsProblem(Problem):
         A = X * root[:, None]
         return float(np.linalg.norm(A @ A.T if A.shape[0] < A.shape[1] else A.T @ A, 2))
 
-    def restrict(self, features: Rows) -> Problem:
-        return smooth_problem(self.design.columns(features), self.labels)
+    def restrict(self, features: Rows) -> RowsProblem:
+        part = RowsProblem(self.design.columns(features), self.labels)
+        if "spread" in self.__dict__:
+            # Without coefficients a part is the whole, and so has the same.
+            part.__dict__["spread"] = self.spread
+        return part
+
+    def compact(self) -> Problem:
+        return smooth_problem(self.design, self.labels)
 
     def feature_norms(self) -> Array:
         # The uncentred norm bounds the centred one from above, and stays true for every loss.
@@ -253,6 +280,9 @@ class GramProblem(Problem):
     def point(self, W: Array, Z: Array, start: Array | None = None) -> Point:  # noqa: ARG002
         b = np.zeros(self.n_tasks) if self.means is None else self.means[1] - np.einsum("kd,dk->k", self.means[0], W)
         return Point(Z - self.C, b)
+
+    def _spread(self) -> float:
+        return 0.5 * self._energy
 
     def bregman(self, D: Array, dZ: Array, at: Point) -> float:  # noqa: ARG002
         return 0.5 * float(np.vdot(D, dZ))

@@ -11,6 +11,7 @@ from typing import ClassVar, Self
 from taskloom.linear._design import Design
 from taskloom.linear._problem import Labels
 from taskloom.linear._solver import Solution, SolverOptions
+from taskloom.tasks import Array
 
 
 class Procedure(ABC):
@@ -29,6 +30,10 @@ class Procedure(ABC):
     @abstractmethod
     def solve(self, design: Design, labels: Labels, options: SolverOptions) -> Solution:
         """Fit the tasks; `Solution.details` holds what the model knows beside W."""
+
+    def factor_range(self, G: Array, lipschitz: Array) -> float:  # noqa: ARG002
+        """The factor of all strengths at which a path begins: see `Penalty.factor_range`; 10 where nothing better is known."""
+        return 10.0
 
     @abstractmethod
     def scaled(self, factor: float) -> Self:

@@ -16,7 +16,7 @@ import numpy as np
 from taskloom.linear._objective import Certificate, Objective
 from taskloom.linear._penalty import Penalty
 from taskloom.linear._problem import Problem
-from taskloom.tasks import Array, OptionError, unknown
+from taskloom.tasks import Array, OptionError
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,15 @@ class Solution:
 
 
 class Solver(ABC):
-    """An algorithm: four pure methods on an objective and a state."""
+    """An algorithm: four pure methods on an objective and a state.
+
+    Attributes:
+        name: what `solver=` knows it by.
+        looks_every_step: whether a step is so large that the certificate is looked at after each.
+    """
 
     name: ClassVar[str]
+    looks_every_step: ClassVar[bool] = False
 
     def unsupported(self, objective: Objective) -> str:  # noqa: ARG002
         """Why it cannot serve this objective, as a clause; empty if it can."""
@@ -231,7 +237,7 @@ def minimize(
     last = state.n_iter + options.max_iter
     certificate = _look(solver, objective, state)
     while certificate.relative > options.tol and state.n_iter < last and not state.stuck and np.isfinite(certificate.objective):
-        for _ in range(min(options.check_every, last - state.n_iter)):
+        for _ in range(1 if solver.looks_every_step else min(options.check_every, last - state.n_iter)):
             state = solver.step(objective, state, options)
             if state.stuck:
                 break
@@ -259,14 +265,3 @@ def _message(certificate: Certificate, options: SolverOptions, state: SolverStat
         return f"not converged: {reached}, and rounding allows no further step; raise `tol` (now {options.tol:g})"
     remedy = "raise `max_iter`, raise `tol`, standardise the features, or raise the strength"
     return f"not converged: {reached} (`tol`={options.tol:g}, `max_iter`={options.max_iter}); {remedy}"
-
-
-def get_solver(name: str, solvers: dict[str, type[Solver]]) -> Solver:
-    """The solver of that name.
-
-    Raises:
-        UnknownNameError: no solver has it; the nearest one is named.
-    """
-    if name not in solvers:
-        raise unknown("solver", name, solvers)
-    return solvers[name]()

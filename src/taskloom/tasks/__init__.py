@@ -24,6 +24,7 @@ from taskloom.tasks._errors import (
     OutputError,
     TaskloomError,
     UnknownNameError,
+    nearest_name,
     unknown,
 )
 from taskloom.tasks._features import Features
@@ -76,6 +77,7 @@ __all__ = [
     "load_diabetes_tasks",
     "load_digits_tasks",
     "metric_names",
+    "nearest_name",
     "read_rows",
     "read_table",
     "recipe_classes",

@@ -1,0 +1,145 @@
+"""Working sets and gap-safe screening for penalties that set features to zero.
+
+Only a few features are in a sparse solution. Each iteration solves the problem on a small set of them, then looks at all others:
+the gap of the full problem says when to stop, and which features can never be in the solution.
+
+Letters: K tasks, d features, W (d, K) coefficients, G (d, K) gradient, Z image of W, p features in the working set.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from taskloom.linear._coordinate_descent import CoordinateDescent
+from taskloom.linear._objective import Certificate, Objective
+from taskloom.linear._penalty import Penalty, Sum
+from taskloom.linear._problem import Point
+from taskloom.linear._smooth_penalties import TaskQuadratic
+from taskloom.linear._solver import Fista, Solver, SolverOptions, SolverState, minimize
+from taskloom.linear._sparse_penalties import L1, L21, Fused
+from taskloom.tasks import Array, Rows
+
+FIRST_SIZE = 20
+
+
+class WorkingSet(Solver):
+    """Accelerated proximal gradient on growing sets of features.
+
+    Features enter by the size of their gradient, the set at least doubles with the support (as in Massias, Gramfort & Salmon,
+    ICML 2018, `celer`). Screening is the gap-safe sphere rule (Ndiaye, Fercoq, Gramfort & Salmon, JMLR 2017): it drops features
+    for good, and is skipped beside smooth penalties, where the sphere is another one.
+    """
+
+    name: ClassVar[str] = "working_set"
+    looks_every_step: ClassVar[bool] = True
+
+    def unsupported(self, objective: Objective) -> str:
+        """It serves `L1`, `L21` and `Fused`, alone or with penalties that treat all features alike."""
+        if not _is_sparse(objective.rest):
+            return f"needs L1, L21 or Fused (with `sparsity` or `group`) in the penalty, not {objective.penalty!r}"
+        if not all(isinstance(term, TaskQuadratic) for term in objective.smooth):
+            return "does not support relations between features"
+        return ""
+
+    def init(self, objective: Objective, W: Array | None = None) -> SolverState:
+        problem = objective.problem
+        P = objective.start(W)
+        support = np.flatnonzero(P.any(axis=1))
+        Z = problem.image_of(support, P[support])
+        at = problem.point(P, Z)
+        memory = {**_kept(at), "alive": np.ones(problem.n_features, bool)}
+        return SolverState(P, Z, P, Z, at.intercepts, memory=memory)
+
+    def terminate(self, objective: Objective, state: SolverState) -> Certificate:
+        return objective.certificate(state.P, state.Z, _point(state))
+
+    def step(self, objective: Objective, state: SolverState, options: SolverOptions) -> SolverState:
+        problem, memory = objective.problem, dict(state.memory)
+        certificate = self.terminate(objective, state)
+        memory["alive"] = memory["alive"] & ~_never(objective, state, certificate)
+        chosen = _choose(objective, state, memory["alive"])
+        # A solution of the part that is much better than the whole would be wasted, save at the end.
+        tol = max(0.1 * min(certificate.relative, 1.0), 0.3 * options.tol)
+        part, penalty = problem.restrict(chosen), _restricted(objective.penalty, chosen)
+        solver = self._solver_of(Objective(part, penalty))
+        part = part if isinstance(solver, CoordinateDescent) else part.compact()
+        inner_options = SolverOptions(tol=tol, max_iter=options.max_iter, check_every=options.check_every)
+        inner = minimize(part, penalty, solver=solver, options=inner_options, start=state.P[chosen])
+        P = np.zeros_like(state.P)
+        P[chosen] = inner.W
+        support = chosen[inner.W.any(axis=1)]
+        Z = problem.image_of(support, P[support])
+        at = problem.point(P, Z, inner.intercepts)
+        memory |= _kept(at)
+        stuck = bool((P == state.P).all())
+        n_iter = state.n_iter + max(inner.n_iter, 1)
+        return SolverState(P, Z, state.P, state.Z, at.intercepts, n_iter=n_iter, memory=memory, trace=state.trace, stuck=stuck)
+
+    @staticmethod
+    def _solver_of(objective: Objective) -> Solver:
+        """Compiled coordinate descent where it serves, else our own."""
+        compiled = CoordinateDescent()
+        return Fista() if compiled.unsupported(objective) else compiled
+
+
+def _kept(at: Point) -> dict[str, Array]:
+    """A point as arrays: the gradient at all features is what an iteration costs, so that it is taken once."""
+    return {"gradient": at.gradient} if at.slope is None else {"gradient": at.gradient, "slope": at.slope}
+
+
+def _point(state: SolverState) -> Point:
+    return Point(state.memory["gradient"], state.intercepts, state.memory.get("slope"))
+
+
+def _is_sparse(penalty: Penalty) -> bool:
+    if isinstance(penalty, Fused):
+        return penalty.sparsity + penalty.group > 0
+    return isinstance(penalty, L1 | L21) and penalty.strength > 0
+
+
+def _restricted(penalty: Penalty, features: Rows) -> Penalty:
+    if isinstance(penalty, Sum):
+        return Sum(penalty.smooth, None if penalty.rest is None else _restricted(penalty.rest, features))
+    if isinstance(penalty, L1) and penalty.weights is not None:
+        return L1(penalty.strength, np.asarray(penalty.weights)[features])
+    return penalty
+
+
+def _reach(penalty: Penalty, G: Array) -> Array:
+    """(d,) how near each feature is to entering: 1 is the border."""
+    if isinstance(penalty, L1):
+        bound = np.broadcast_to(penalty.strength * (1.0 if penalty.weights is None else np.asarray(penalty.weights)), G.shape)
+        return (np.abs(G) / np.maximum(bound, 1e-300)).max(axis=1)
+    if isinstance(penalty, L21):
+        return np.linalg.norm(G, axis=1) / penalty.strength
+    return np.linalg.norm(penalty.prox(-G, 1.0), axis=1)
+
+
+def _choose(objective: Objective, state: SolverState, alive: Array) -> Rows:
+    support = state.P.any(axis=1)
+    reach = np.where(alive, _reach(objective.rest, objective.gradient(_point(state), state.P)), -1.0)
+    reach[support] = np.inf
+    n_support = int(support.sum())
+    size = min(max(FIRST_SIZE, 2 * n_support), int((alive | support).sum()))
+    top = np.argpartition(-reach, size - 1)[:size]
+    return np.sort(top[reach[top] >= 0])
+
+
+def _never(objective: Objective, state: SolverState, certificate: Certificate) -> Array:
+    """(d,) whether the gap proves that a feature is zero in every solution."""
+    d = objective.problem.n_features
+    if certificate.gap is None or objective.smooth or not isinstance(objective.rest, L1 | L21):
+        return np.zeros(d, bool)
+    G = state.memory["gradient"]
+    polar = objective.rest.polar(-G)
+    if polar is None:
+        return np.zeros(d, bool)
+    norms = objective.problem.feature_norms()
+    radius = np.sqrt(2 * certificate.gap)
+    shrunk = _reach(objective.rest, G / max(polar, 1.0))
+    if isinstance(objective.rest, L21):
+        return shrunk + radius * norms.max(axis=1) / objective.rest.strength < 1
+    bound = _reach(objective.rest, radius * norms)
+    return shrunk + bound < 1
