@@ -381,11 +381,11 @@ def test_shared_rows_equal_the_same_rows_of_each_task_with_missing_labels_left_o
     X, Y = rng.normal(size=(40, 4)), rng.normal(size=(40, 3))
     for missing in (0, 0.3):
         Y[rng.random(Y.shape) < missing] = np.nan
-        shared = Mocha(loss="squared", strength=0.2, tol=1e-12).fit(X, Y)
+        shared = Mocha(loss="squared", strength=0.2, tol=1e-9).fit(X, Y)
         row, task = np.nonzero(~np.isnan(Y))
-        own = Mocha(loss="squared", strength=0.2, tol=1e-12).fit(X[row], Y[row, task], tasks=task)
-        np.testing.assert_allclose(shared.coef_, own.coef_, atol=1e-5)
-        np.testing.assert_allclose(shared.intercept_, own.intercept_, atol=1e-5)
+        own = Mocha(loss="squared", strength=0.2, tol=1e-9).fit(X[row], Y[row, task], tasks=task)
+        np.testing.assert_allclose(shared.coef_, own.coef_, atol=1e-4)
+        np.testing.assert_allclose(shared.intercept_, own.intercept_, atol=1e-4)
         assert shared.predict(X).shape == (40, 3)
         np.testing.assert_allclose(shared.predict(X, np.full(40, 2)), shared.predict(X)[:, 2])
 
@@ -417,9 +417,8 @@ def test_one_task_equals_a_support_vector_machine():
 
 
 def test_without_intercepts_there_are_none_and_rows_of_zeros_do_no_harm(rows, signs):
-    for loss, (X, y, tasks) in (("squared", rows), ("hinge", signs)):
-        X = X.copy()
-        X[:3] = 0
+    for loss, (full, y, tasks) in (("squared", rows), ("hinge", signs)):
+        X = full * (np.arange(len(full)) > 2)[:, None]
         model = Mocha(loss=loss, strength=1.0, fit_intercept=False, rounds=10_000).fit(X, y, tasks=tasks)
         assert not model.intercept_.any()
         assert np.isfinite(model.coef_).all()
@@ -497,7 +496,7 @@ def test_bad_data_are_refused(rows, signs):
     with pytest.raises(DataError, match="no label of task"):
         Mocha(loss="squared").fit(X, np.column_stack([y, np.full(len(y), np.nan)]))
     with pytest.raises(ValueError, match="NaN"):
-        Mocha(loss="squared").fit(np.where(X == X[0, 0], np.nan, X), y, tasks=tasks)
+        Mocha(loss="squared").fit(np.where(np.eye(*X.shape) > 0, np.nan, X), y, tasks=tasks)
     model = Mocha(loss="squared").fit(X, y, tasks=tasks)
     with pytest.raises(DataError, match="not seen in training"):
         model.predict(X[:1], [17])

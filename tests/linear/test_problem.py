@@ -86,7 +86,7 @@ def test_without_intercepts_there_are_none():
 def test_bregman_bounds_the_rise_above_the_tangent_and_is_exact_for_squared_losses(case):
     for problem in routes(case):
         for i, (W, D) in enumerate(itertools.pairwise(points(case, 9))):
-            D = D * 10.0 ** (-i % 4)  # noqa: PLW2901
+            D = D / 10.0 ** (i % 4)  # noqa: PLW2901
             Z, dZ = problem.image(W), problem.image(D)
             at = problem.point(W, Z)
             rise = f(problem, W + D) - problem.value(at, W, Z) - float(np.vdot(at.gradient, D))

@@ -14,6 +14,7 @@ from taskloom.linear._estimators import MultiTaskClassifier, MultiTaskRegressor
 from taskloom.linear._losses import Huber, Logistic, Loss, Poisson, Squared, SquaredHinge
 from taskloom.linear._penalty import Penalty
 from taskloom.linear._predictor import LinearPredictor
+from taskloom.linear._recipes import ClusteredRecipe, GraphRecipe, LowRankRecipe, PenalizedRecipe, RobustRecipe, SparseRecipe
 from taskloom.linear._ridge import RidgeRecipe
 from taskloom.linear._smooth_penalties import FeatureRelations, Graph, MeanRegularized, PriorInformation, Ridge
 from taskloom.linear._sparse_penalties import L1, L21, Fused
@@ -24,17 +25,20 @@ __all__ = [
     "L1",
     "L21",
     "Clustered",
+    "ClusteredRecipe",
     "CrossLearning",
     "Dirty",
     "FeatureRelations",
     "Fused",
     "Fusion",
     "Graph",
+    "GraphRecipe",
     "Huber",
     "L1Inf",
     "LinearPredictor",
     "Logistic",
     "Loss",
+    "LowRankRecipe",
     "MeanRegularized",
     "MultiTaskClassifier",
     "MultiTaskClassifierCV",
@@ -42,13 +46,16 @@ __all__ = [
     "MultiTaskRegressorCV",
     "OutlierTasks",
     "PathOptions",
+    "PenalizedRecipe",
     "Penalty",
     "Poisson",
     "PriorInformation",
     "Ridge",
     "RidgeRecipe",
     "Robust",
+    "RobustRecipe",
     "SparseLowRank",
+    "SparseRecipe",
     "Squared",
     "SquaredHinge",
     "Trace",

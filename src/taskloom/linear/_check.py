@@ -69,13 +69,24 @@ def find_tasks(tasks: Any, names: Array, n: int) -> Rows:
 def _labels(tasks: Any, n: int) -> Array:
     labels = np.asarray(tasks)
     if labels.dtype == object:
-        _refuse_missing(np.array([label is None or label != label for label in labels.ravel()]))
+        _refuse_missing(is_missing(labels).ravel())
         labels = labels.astype(str) if any(isinstance(label, str) for label in labels.ravel()) else np.array(labels.tolist())
     if labels.shape != (n,):
         raise DataError(f"`tasks` has shape {labels.shape} for {n} rows; give one label a row, ({n},)")
     if labels.dtype.kind == "f":
         _refuse_missing(np.isnan(labels))
     return labels
+
+
+def is_missing(labels: Any) -> Any:
+    """Which labels are NaN or None."""
+    labels = np.asarray(labels)
+    if labels.dtype.kind == "f":
+        return np.isnan(labels)
+    if labels.dtype.kind == "O":
+        absent = [label is None or (isinstance(label, float) and np.isnan(label)) for label in labels.ravel()]
+        return np.array(absent, bool).reshape(labels.shape)
+    return np.zeros(labels.shape, bool)
 
 
 def _refuse_missing(missing: Array) -> None:

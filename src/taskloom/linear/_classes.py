@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils.multiclass import check_classification_targets
 
-from taskloom.linear._check import read_tasks
+from taskloom.linear._check import is_missing, read_tasks
 from taskloom.tasks import Array, DataError
 
 
@@ -28,16 +28,6 @@ class TaskClasses:
     signs: Array
     pairs: Any
     classes: Any
-
-    @staticmethod
-    def is_missing(y: Any) -> Any:
-        """Which labels are NaN or None."""
-        y = np.asarray(y)
-        if y.dtype.kind == "f":
-            return np.isnan(y)
-        if y.dtype.kind == "O":
-            return np.array([v is None or v != v for v in y.ravel()], bool).reshape(y.shape)
-        return np.zeros(y.shape, bool)
 
     @classmethod
     def read(cls, y: Any, tasks: Any, n: int) -> TaskClasses:
@@ -57,7 +47,7 @@ class TaskClasses:
             y = _as_column(y)
         if y.ndim not in (1, 2) or len(y) != n:
             raise DataError(f"`y` has shape {y.shape} for {n} rows of X; need ({n},), or ({n}, K) for shared rows")
-        missing = cls.is_missing(y)
+        missing = is_missing(y)
         if y.ndim == 1 and missing.any():
             raise DataError(f"Input y contains NaN in row {int(np.flatnonzero(missing)[0])}; drop the row")
         if y.dtype.kind == "f" and np.isinf(y).any():
@@ -89,6 +79,5 @@ def _check_two(found: Any, name: Any, K: int) -> None:
     if len(found) < 2:
         value = f"{found[0]!s} in all rows" if len(found) else "no label"
         raise DataError(f"{where} has one class ({value}); a classifier needs two: leave the task out")
-    raise DataError(
-        f"{where} has {len(found)} classes; Only binary classification is supported: make one task of each class against the rest"
-    )
+    remedy = "Only binary classification is supported: make one task of each class against the rest"
+    raise DataError(f"{where} has {len(found)} classes; {remedy}")

@@ -49,9 +49,9 @@ class CoordinateDescent(Solver):
 
     def step(self, objective: Objective, state: SolverState, options: SolverOptions) -> SolverState:
         problem = objective.problem
-        design, labels = problem.design, problem.labels  # ty: ignore[unresolved-attribute]
+        design, labels = problem.design, problem.labels  # ty: ignore[missing-attribute]
         tol = 0.5 * options.tol * 0.1**state.n_iter
-        alpha = objective.rest.strength / (labels.weight.flat[0] * design.shape[0])  # ty: ignore[unresolved-attribute]
+        alpha = objective.rest.strength / (labels.weight.flat[0] * design.shape[0])  # ty: ignore[missing-attribute]
         kind = MultiTaskLasso if isinstance(objective.rest, L21) else Lasso
         # It overwrites what it is given: X is copied, save where centring makes a copy anyway.
         model = kind(alpha=alpha, tol=tol, max_iter=options.max_iter, fit_intercept=labels.fit_intercept, warm_start=True)

@@ -12,7 +12,7 @@ import numpy as np
 from joblib import Parallel, delayed
 from threadpoolctl import threadpool_limits
 
-from taskloom.linear._estimators import MultiTaskClassifier, MultiTaskRegressor
+from taskloom.linear._estimators import MultiTaskClassifier, MultiTaskRegressor, PenalizedTasks
 from taskloom.linear._fit import path_factors, solve_path
 from taskloom.linear._penalty import Penalty
 from taskloom.linear._problem import smooth_problem
@@ -88,7 +88,7 @@ def deal_folds(training: Training, folds: int, seed: int) -> Rows:
     return fold
 
 
-class _CrossValidated:
+class _CrossValidated(PenalizedTasks):
     """What `MultiTaskRegressorCV` and `MultiTaskClassifierCV` add to their parents."""
 
     def __init__(  # noqa: PLR0913 (scikit-learn's estimators list their parameters one by one)
@@ -105,14 +105,16 @@ class _CrossValidated:
         path: PathOptions | None = None,
         n_jobs: int | None = None,
     ) -> None:
-        self.penalty = penalty
-        self.loss = loss
-        self.scale = scale
-        self.fit_intercept = fit_intercept
-        self.tol = tol
-        self.max_iter = max_iter
-        self.solver = solver
-        self.unseen = unseen
+        super().__init__(
+            penalty,
+            loss=loss,
+            scale=scale,
+            fit_intercept=fit_intercept,
+            tol=tol,
+            max_iter=max_iter,
+            solver=solver,
+            unseen=unseen,
+        )
         self.path = path
         self.n_jobs = n_jobs
 
@@ -120,9 +122,9 @@ class _CrossValidated:
         options: Any = self.path or PathOptions()
         if not isinstance(options, PathOptions):
             raise OptionError(f"`path`={self.path!r}: need PathOptions(...)")
-        penalty: Any = self._penalty()  # ty: ignore[unresolved-attribute]
+        penalty: Any = self._penalty()
         fold = deal_folds(training, options.folds, options.seed)
-        design, labels = training.build(self.scale, fit_intercept=self.fit_intercept)  # ty: ignore[unresolved-attribute]
+        design, labels = training.build(self.scale, fit_intercept=self.fit_intercept)
         penalty.check(design.n_features, design.n_tasks)
         factors = sorted(options.factors, reverse=True) if options.factors else None
         if factors is None:
@@ -133,14 +135,14 @@ class _CrossValidated:
         ]
         for f, (train, _) in enumerate(parts):
             _check_fold(train, f)
-        settings: Any = (self.scale, self.fit_intercept, self._options(), self.solver)  # ty: ignore[unresolved-attribute]
+        settings: Any = (self.scale, self.fit_intercept, self._options(), self.solver)
         jobs = [delayed(_fold_losses)(train, held, penalties, settings) for train, held in parts]
         losses = np.stack(Parallel(n_jobs=self.n_jobs)(jobs))
         self._choose(losses, factors, options)
         best = int(np.argmin(self.score_path_))
         self.penalty_ = penalties[best]
-        solution = solve_path(design, labels, penalties[: best + 1], self._options(), self.solver)[-1]  # ty: ignore[unresolved-attribute]
-        self._keep(solution, training)  # ty: ignore[unresolved-attribute]
+        solution = solve_path(design, labels, penalties[: best + 1], self._options(), self.solver)[-1]
+        self._keep(solution, training)
         return solution
 
     def _choose(self, losses: Array, factors: list[float], options: PathOptions) -> None:

@@ -182,7 +182,7 @@ class Fusion(Penalty):
         )
         return same and (self.weights is None or np.array_equal(self.weights, other.weights))
 
-    __hash__ = None  # ty: ignore[invalid-assignment]
+    __hash__ = None
 
     def check(self, d: int, K: int) -> None:  # noqa: ARG002
         """Refuse weights of another number of tasks."""

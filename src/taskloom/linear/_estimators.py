@@ -15,6 +15,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from taskloom.linear._base import LinearTasks
+from taskloom.linear._check import is_missing
 from taskloom.linear._classes import TaskClasses
 from taskloom.linear._fit import check_solver, solve, warn_unless_converged
 from taskloom.linear._penalty import Penalty
@@ -22,7 +23,7 @@ from taskloom.linear._procedure import Procedure
 from taskloom.linear._solver import Solution, SolverOptions
 from taskloom.linear._spectral_penalties import Trace
 from taskloom.linear._training import LossLike, Training, read_labels, read_training
-from taskloom.tasks import Array, OptionError
+from taskloom.tasks import Array, OptionError, Rows
 
 
 class PenalizedTasks(LinearTasks):
@@ -103,15 +104,15 @@ class PenalizedTasks(LinearTasks):
         tags.target_tags.single_output = True
         return tags
 
-    def _check_X(self, X: Any) -> Any:
+    def _read_features(self, X: Any) -> Any:
         return validate_data(self, X, accept_sparse="csr", dtype=[np.float64, np.float32])
 
 
 class MultiTaskRegressor(RegressorMixin, PenalizedTasks):
     """Linear models of K tasks, learned together under a penalty; each task may have its own rows.
 
-    min over W and b of sum_t s_t sum_i loss(y_ti, x_ti' w_t + b_t) + penalty(W), with intercepts b that are not penalised, solved
-    until the duality gap says that it is (`tol`).
+    min over W and b of sum_t s_t sum_i loss(y_ti, x_ti' w_t + b_t) + penalty(W), with intercepts b that are not penalised,
+    solved until the duality gap says that it is (`tol`).
 
     Args:
         penalty: what couples the tasks: `Trace(0.1)` (default), `L21`, `Graph`, ... or a sum of them.
@@ -158,7 +159,7 @@ class MultiTaskRegressor(RegressorMixin, PenalizedTasks):
             OptionError: a parameter that is out of range or does not fit the others.
         """
         self._options()
-        training = self._read(self._check_X(X), y, tasks, sample_weight, task_weight)
+        training = self._read(self._read_features(X), y, tasks, sample_weight, task_weight)
         self._solve(training)
         return self
 
@@ -184,7 +185,7 @@ class MultiTaskRegressor(RegressorMixin, PenalizedTasks):
         names = [self.losses_[place].name for place in places]
         return np.array([_mean(name, z) for name, z in zip(names, scores, strict=True)])
 
-    def score(self, X: Any, y: Any, *, tasks: Any = None, sample_weight: Any = None) -> float:
+    def score(self, X: Any, y: Any, *, tasks: Any = None, sample_weight: Any = None) -> float:  # ty: ignore[incompatible-method-override]
         """R squared over all rows; for shared rows the mean over the tasks, each over its labelled rows.
 
         Args:
@@ -243,7 +244,7 @@ class MultiTaskClassifier(ClassifierMixin, PenalizedTasks):
             OptionError: a parameter that is out of range or does not fit the others.
         """
         self._options()
-        X = self._check_X(X)
+        X = self._read_features(X)
         coding = TaskClasses.read(y, tasks, X.shape[0])
         training = self._read(X, coding.signs, tasks, sample_weight, task_weight)
         wrong = [loss.name for loss in training.losses if loss.labels != "sign"]
@@ -268,7 +269,7 @@ class MultiTaskClassifier(ClassifierMixin, PenalizedTasks):
         pairs = self.task_classes_[places]
         return np.where(scores > 0, pairs[:, 1], pairs[:, 0])
 
-    def _check_pairs(self, places: Array) -> None:
+    def _check_pairs(self, places: Rows) -> None:
         if (places < 0).any() and (self.task_classes_ != self.task_classes_[0]).any():
             raise OptionError("`unseen`='mean': the tasks have different classes, so that an unseen task has none; use 'error'")
 
@@ -284,12 +285,12 @@ class MultiTaskClassifier(ClassifierMixin, PenalizedTasks):
         p = expit(self.decision_function(X, tasks=tasks))
         return p if p.ndim == 2 else np.stack([1 - p, p], axis=1)
 
-    def score(self, X: Any, y: Any, *, tasks: Any = None, sample_weight: Any = None) -> float:
+    def score(self, X: Any, y: Any, *, tasks: Any = None, sample_weight: Any = None) -> float:  # ty: ignore[incompatible-method-override]
         """Accuracy over all rows; for shared rows the mean over the tasks, each over its labelled rows."""
         right = self.predict(X, tasks=tasks)
         labels = np.asarray(y)
         labels = labels[:, 0] if labels.ndim == 2 and right.ndim == 1 else labels
-        present = ~TaskClasses.is_missing(labels)
+        present = ~is_missing(labels)
         hits = (right == labels) & present
         weight = np.ones(len(right)) if sample_weight is None else np.asarray(sample_weight)
         weight = weight if hits.ndim == 1 else weight[:, None] * present

@@ -41,9 +41,10 @@ class Mocha(LinearTasks):
     step of Sigma. Here the federation is simulated in one process. Ours, and why:
 
     - The step of Sigma. The exact step (`omega="paper"`) hardly turns the eigenvectors of Sigma once its eigenvalues spread,
-      and stalls above the optimum. `omega="learn"` takes matrix exponentiated gradient steps, whose fixed point is the
-      optimum; their stride is halved where bounds prove that one led upwards.
-    - Sigma moves once half of the gap or less is left to W, instead of after a fixed number of rounds.
+      and stalls above the optimum. `omega="learn"` takes a matrix exponentiated gradient step before each round, whose fixed
+      point is the optimum. Its stride grows where bounds prove that the optimum over W fell, and is cut where they prove that
+      it is above its least so far. The exact step is taken once half of the gap or less is left to W, not after a fixed
+      number of rounds.
     - The safety factor of the server's sum is the least one that is safe, at most the paper's (`safe_aggregation`).
     - Half the squared error as a second loss, and the certificate of a learnt Sigma, which are our derivations.
     - Intercepts, which the paper does not have. With squared loss each site centres its rows and targets, which makes its
@@ -122,7 +123,7 @@ class Mocha(LinearTasks):
 
         Raises:
             OptionError: a setting out of its range, or an Omega that does not suit the tasks.
-            DataError: labels that do not suit the loss or the rows, a task without labels, or a state of other rows or settings.
+            DataError: labels that do not suit the loss or the rows, a task without labels, or a state of something else.
         """
         options, Omega = self._options(), _read_omega(self.omega)
         X = validate_data(self, X, dtype=np.float64)

@@ -26,10 +26,9 @@ from taskloom.linear._mocha_steps import (
 from taskloom.tasks import Array, OptionError, Rows
 
 Learning = Literal["learn", "paper", "fixed"]
-# The covariance moves when at most this share of the gap is left to the W-step ...
+# The paper's step is taken when at most this share of the gap is left to the W-step.
 INNER_SHARE = 0.5
-# ... by a stride that grows while the optimum at Sigma falls for certain, and is cut once it has risen for certain.
-GROW, CUT, LONGEST_STRIDE = 1.1, 0.5, 2.0
+FIRST_STRIDE, LONGEST_STRIDE, GROW, CUT = 0.5, 2.0, 1.1, 0.7
 
 
 @dataclass(frozen=True)
@@ -91,9 +90,10 @@ class MochaState:
         Sigma: (K, K) covariance of the tasks.
         round: rounds done.
         lag: share of the last round's gap that was left to the W-step.
+        bounds: between which the optimum at this Sigma lies, as far as the last round knows.
+        low_before: the lower bound at the former Sigma.
+        least: the least upper bound at any Sigma since the stride was last cut.
         stride: greatest change of log Sigma in its next step.
-        bounds: between which the optimum at this Sigma lies.
-        bounds_before: between which the optimum at the former Sigma lies.
         gaps: relative gap after each round.
         generator: what the next round draws from.
     """
@@ -104,16 +104,17 @@ class MochaState:
     Sigma: Array
     round: int = 0
     lag: float = 1.0
-    stride: float = 1.0
     bounds: tuple[float, float] = (-np.inf, np.inf)
-    bounds_before: tuple[float, float] = (-np.inf, np.inf)
+    low_before: float = -np.inf
+    least: float = np.inf
+    stride: float = FIRST_STRIDE
     gaps: list[float] = field(default_factory=list)
     generator: np.random.Generator = field(default_factory=np.random.default_rng)
 
     def parts(self) -> tuple[dict[str, Array], dict[str, Any]]:
         """Arrays and JSON-able settings, out of which `from_parts` makes a state equal to the bit."""
         arrays = {name: getattr(self, name).copy() for name in ("a", "W", "B", "Sigma")}
-        progress = np.array([self.lag, self.stride, *self.bounds, *self.bounds_before])
+        progress = np.array([self.lag, *self.bounds, self.low_before, self.least, self.stride])
         settings = {"round": self.round, "generator": self.generator.bit_generator.state}
         return {**arrays, "gaps": np.array(self.gaps), "progress": progress}, settings
 
@@ -122,10 +123,9 @@ class MochaState:
         """The state of which these are the `parts`."""
         bits = np.random.PCG64()
         bits.state = settings["generator"]
-        lag, stride, *bounds = arrays["progress"].tolist()
+        lag, low, high, *rest = arrays["progress"].tolist()
         a, W, B, Sigma = (arrays[name].copy() for name in ("a", "W", "B", "Sigma"))
-        state = cls(a, W, B, Sigma, settings["round"], lag, stride)
-        state.bounds, state.bounds_before = (bounds[0], bounds[1]), (bounds[2], bounds[3])
+        state = cls(a, W, B, Sigma, settings["round"], lag, (low, high), *rest)
         state.gaps, state.generator = arrays["gaps"].tolist(), np.random.Generator(bits)
         return state
 
@@ -160,7 +160,7 @@ def run_round(sites: Sites, options: MochaOptions, state: MochaState) -> None:
     It is changed by assignment alone: the arrays that it had stay as they are.
     """
     learns = options.learning != "fixed"
-    if learns and state.lag <= INNER_SHARE:
+    if learns and state.round:
         _relate(options, state)
     a, v = state.a, state.W
     c = safe_aggregation(state.Sigma) * np.diag(state.Sigma) / (options.strength * sites.sizes)
@@ -174,16 +174,17 @@ def run_round(sites: Sites, options: MochaOptions, state: MochaState) -> None:
 
 
 def _relate(options: MochaOptions, state: MochaState) -> None:
-    if options.learning == "paper":
-        state.Sigma = best_covariance(state.W)
-    else:
-        if state.bounds[0] > state.bounds_before[1]:
-            state.stride *= CUT
-        elif state.bounds[1] < state.bounds_before[0]:
+    if options.learning == "learn":
+        low, high = state.bounds
+        if low > state.least:
+            state.stride, state.least = state.stride * CUT, high
+        elif high < state.low_before:
             state.stride = min(state.stride * GROW, LONGEST_STRIDE)
-        state.bounds_before = state.bounds
+        state.low_before, state.least = low, min(state.least, high)
         floor = 1e-3 * options.tol / len(state.Sigma)
         state.Sigma = exponentiated_covariance(state.Sigma, state.B, state.stride, floor)
+    elif state.lag <= INNER_SHARE:
+        state.Sigma = best_covariance(state.W)
     state.W = state.Sigma @ state.B / options.strength
 
 

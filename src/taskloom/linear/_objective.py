@@ -7,10 +7,12 @@ Z image of W, G (d, K) gradient of everything smooth, q smooth penalty.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 
-from taskloom.linear._penalty import Penalty, Quadratic
+from taskloom.linear._penalty import Penalty
 from taskloom.linear._problem import Point, Problem
 from taskloom.linear._smooth_penalties import TaskQuadratic
 from taskloom.linear._split_penalties import Split
@@ -40,8 +42,14 @@ class _TaskMatrix(TaskQuadratic):
     """The sum of several penalties of the form tr(W M W')."""
 
     matrix: Array
+    strengths: ClassVar[tuple[str, ...]] = ()
 
-    strengths = ()
+    @cached_property
+    def _cached(self) -> tuple[Array, Array]:
+        return TaskQuadratic._eigen(self, len(self.matrix))
+
+    def _eigen(self, K: int) -> tuple[Array, Array]:  # noqa: ARG002
+        return self._cached
 
     def task_matrix(self, K: int) -> Array:  # noqa: ARG002
         return self.matrix
@@ -58,19 +66,22 @@ class Objective:
     def __init__(self, problem: Problem, penalty: Penalty) -> None:
         penalty.check(problem.n_features, problem.n_tasks)
         self.problem, self.penalty = problem, penalty
-        self.smooth, rest = penalty.split()
+        terms, rest = penalty.split()
+        self.smooth = list(terms)
         self.rest = self._rest_of_smooth() if rest is None else rest
         self.n_parts = len(self.rest.parts) if isinstance(self.rest, Split) else 1
         self._from_memory = getattr(self.rest, "prox_from", None)
 
     def _rest_of_smooth(self) -> Penalty:
+        if len(self.smooth) == 1:
+            return self.smooth.pop()
         K = self.problem.n_tasks
         matrices = [(term, term.task_matrix(K)) for term in self.smooth]
         coupled = [matrix for _, matrix in matrices if matrix is not None]
         if not coupled:
             term, *self.smooth = self.smooth
             return term
-        self.smooth: list[Quadratic] = [term for term, matrix in matrices if matrix is None]
+        self.smooth = [term for term, matrix in matrices if matrix is None]
         return _TaskMatrix(np.sum(coupled, axis=0))
 
     @property

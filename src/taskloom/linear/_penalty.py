@@ -113,6 +113,10 @@ class Penalty(ABC):
 class Quadratic(Penalty):
     """A smooth penalty, |linear map of W|_F^2: it may also be added to the losses."""
 
+    def split(self) -> tuple[list[Quadratic], Penalty | None]:
+        """Itself, and no rest."""
+        return [self], None
+
     @abstractmethod
     def gradient(self, W: Array) -> Array:
         """(d, K)."""
@@ -174,7 +178,7 @@ class Sum(Penalty):
     def value(self, W: Array) -> float:
         return sum(term.value(W) for term in self._terms)
 
-    def prox(self, V: Array, step: float) -> Array:
+    def prox(self, V: Array, step: float) -> Array:  # noqa: ARG002
         """Not in closed form: solvers add the smooth terms to the losses.
 
         Raises:
@@ -201,7 +205,7 @@ class Sum(Penalty):
         terms = self.smooth if self.rest is None else [self.rest]
         return max(term.factor_range(G, lipschitz) for term in terms)
 
-    def scaled(self, factor: float) -> Sum:  # ty: ignore[invalid-method-override]
+    def scaled(self, factor: float) -> Sum:
         """Every term scaled."""
         return Sum([term.scaled(factor) for term in self.smooth], None if self.rest is None else self.rest.scaled(factor))
 

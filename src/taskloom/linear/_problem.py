@@ -1,8 +1,8 @@
 """The smooth half of the objective: the losses of K tasks, with unpenalised intercepts minimised out.
 
-f(W) = sum_t sum_i s_ti phi_t(y_ti, x_ti' w_t + o_ti + b_t), minimised over the intercepts b. Partial minimisation keeps f convex
-and smooth, its gradient is that of the inner function at the best b, and the residuals of each task then sum to zero, which is
-just what a feasible point of the dual problem needs.
+f(W) = sum_t sum_i s_ti phi_t(y_ti, x_ti' w_t + o_ti + b_t), minimised over the intercepts b. Partial minimisation keeps f
+convex and smooth, its gradient is that of the inner function at the best b, and the residuals of each task then sum to
+zero, which is just what a feasible point of the dual problem needs.
 
 A solver sees the image of W, a linear map of it that is cheap to combine: scores Z for losses on rows, and G_t w_t for squared
 losses whose Gram matrices G_t = X_t' S_t X_t are kept, where a step costs nothing that grows with n.
@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -351,7 +352,7 @@ def _gram_problem(design: Design, labels: Labels) -> GramProblem:
     return GramProblem(G[0] if len(G) == 1 else G, C, energy, means)
 
 
-def _moments(X: Array, Y: Array, s: Array, *, center: bool) -> tuple[Array, Array, Array, Array, Array]:
+def _moments(X: Any, Y: Array, s: Array, *, center: bool) -> tuple[Array, Array, Array, Array, Array]:
     """Second moments of one X and the labels of the tasks that share it, in blocks of rows so that X is never copied whole."""
     d, total = X.shape[1], s.sum()
     keep = center and total > 0

@@ -91,7 +91,7 @@ def _fit_task(train: TaskData, validation: TaskData, t: int, grid: list[float]) 
     for alpha in grid:
         coefficients, intercept = _solve(X, y, train.tasks[t], alpha)
         predictor = LinearPredictor([coefficients], [intercept], [train.tasks[t]])
-        loss = _validation_loss(y_validation, predictor.predict(X_validation, [0])[0], train.tasks[t].kind)
+        loss = validation_loss(y_validation, predictor.predict(X_validation, [0])[0], train.tasks[t].kind)
         fits.append(_TaskFit(loss, alpha, coefficients, intercept))
     return min(fits, key=lambda fit: fit.loss)
 
@@ -118,7 +118,8 @@ def _all_classes(logistic: LogisticRegression, n_classes: int) -> tuple[Array, A
     return coefficients, intercept
 
 
-def _validation_loss(y: Array, predictions: Array, kind: str) -> float:
+def validation_loss(y: Array, predictions: Array, kind: str) -> float:
+    """Mean squared error of values, mean log loss of probabilities."""
     if kind == "regression":
         return float(((y - predictions) ** 2).mean())
     return get_metric("log_loss").score(y, predictions)

@@ -1,7 +1,7 @@
 """Semisoft clustering of tasks: each task's coefficients a mixture of a few sparse centres, most tasks of one centre alone.
 
-Letters: K tasks, C clusters, d features, W (d, K) coefficients = U V', U (d, C) centres, V (K, C) memberships, E (K, K) errors of
-each model on each task, Z image of W, p (K,) strengths of the single tasks' lassos.
+Letters: K tasks, C clusters, d features, W (d, K) coefficients = U V', U (d, C) centres, V (K, C) memberships, E (K, K) errors
+of each model on each task, Z image of W, p (K,) strengths of the single tasks' lassos.
 """
 
 from __future__ import annotations

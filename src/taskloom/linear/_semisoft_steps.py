@@ -1,6 +1,6 @@
 """Steps of semisoft clustering of tasks on plain arrays: memberships out of cross-task errors, alignment, folds.
 
-Letters: K tasks, C clusters, n rows, d features, E (K, K) errors with one row a model and one column a task that it is tried on,
+Letters: K tasks, C clusters, n rows, d features, E (K, K) errors, a row a model and a column a task that it is tried on,
 V (K, C) memberships with rows that sum to 1, B (d, K) coefficients, U (d, C) coefficients of the clusters.
 """
 
@@ -17,7 +17,6 @@ from taskloom.tasks import Array, Rows
 
 NEIGHBOURS = 5
 RESTARTS = 50
-LEAST_PURE = 10
 
 
 def semisoft(E: Array, n_clusters: int, pure_fraction: float = 0.5, seed: int = 0) -> tuple[Array, Rows]:
@@ -30,24 +29,28 @@ def semisoft(E: Array, n_clusters: int, pure_fraction: float = 0.5, seed: int = 
     Args:
         E: (K, p), not negative.
         n_clusters: C, at most K.
-        pure_fraction: share of rows that count as pure, 0 to 1; at least `LEAST_PURE` rows and C do.
+        pure_fraction: share of rows that count as pure, 0 to 1; at least two a cluster do (at least
+            10 in the authors' package, which with few tasks is all of them).
         seed: of k-means.
 
     Returns:
         V (K, C), clusters in falling order of their size, and the sorted indices of the pure rows.
 
     Examples:
-        >>> V, pure = semisoft(np.array([[4.0, 0.0], [4.0, 0.0], [0.0, 2.0], [1.0, 1.0]]), 2)
+        >>> V, pure = semisoft(np.array([[4.0, 0.0], [4.0, 0.0], [0.0, 2.0], [1.0, 1.0], [0.0, 1.0]]), 2)
         >>> V.round(2)
         array([[1. , 0. ],
                [1. , 0. ],
                [0. , 1. ],
-               [0.5, 0.5]])
+               [0.5, 0.5],
+               [0. , 1. ]])
+        >>> pure
+        array([0, 1, 2, 4])
     """
     shares = E / np.maximum(E.sum(1, keepdims=True), 1e-300)
     K = len(shares)
-    count = min(K, max(LEAST_PURE, n_clusters, round(pure_fraction * K)))
-    pure = np.sort(np.argsort(-purity(shares), kind="stable")[:count])
+    count = min(K, max(2 * n_clusters, round(pure_fraction * K)))
+    pure = np.sort(np.argsort(-purity(shares, max(1, min(NEIGHBOURS, K // n_clusters))), kind="stable")[:count])
     left, _, _ = np.linalg.svd(shares, full_matrices=False)
     G = left[:, :n_clusters]
     groups = k_means(G[pure], n_clusters, seed)
@@ -56,18 +59,18 @@ def semisoft(E: Array, n_clusters: int, pure_fraction: float = 0.5, seed: int = 
     return V[:, np.argsort(-V.sum(0), kind="stable")], pure
 
 
-def purity(shares: Array) -> Array:
+def purity(shares: Array, n_neighbours: int) -> Array:
     """How near each row is to a vertex of what all rows span, (K,), at most 1.
 
     A row at a vertex has the same inner product with all others at that vertex, and it is its greatest one; a mixture has its
     greatest with a vertex, where few rows are.
 
     Examples:
-        >>> purity(np.array([[1.0, 0.0], [1.0, 0.0], [0.5, 0.5]])).round(2)
-        array([1.  , 1.  , 0.67])
+        >>> purity(np.array([[1.0, 0.0], [1.0, 0.0], [0.5, 0.5]]), 2)
+        array([1. , 1. , 0.5])
     """
     A = shares @ shares.T
-    nearest = np.argsort(-A, axis=1, kind="stable")[:, :NEIGHBOURS]
+    nearest = np.argsort(-A, axis=1, kind="stable")[:, :n_neighbours]
     return (np.take_along_axis(A, nearest, axis=1) / np.maximum(A.max(1)[nearest], 1e-300)).mean(1)
 
 

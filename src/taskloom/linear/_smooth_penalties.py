@@ -70,6 +70,10 @@ class Ridge(TaskQuadratic):
     def gradient(self, W: Array) -> Array:
         return 2 * self.strength * W
 
+    def conjugate(self, U: Array) -> float | None:
+        """|U|_F^2 / (4 strength) where the strength is above 0."""
+        return float(np.vdot(U, U)) / (4 * self.strength) if self.strength > 0 else None
+
     def task_matrix(self, K: int) -> Array:
         return self.strength * np.eye(K)
 
@@ -120,7 +124,7 @@ class Graph(TaskQuadratic):
         same = isinstance(other, Graph) and (self.strength, self.ridge) == (other.strength, other.ridge)
         return same and np.array_equal(self.affinity, other.affinity)
 
-    __hash__ = None  # ty: ignore[invalid-assignment]
+    __hash__ = None
 
     @cached_property
     def _unit_eigen(self) -> tuple[Array, Array]:
@@ -174,6 +178,10 @@ class MeanRegularized(TaskQuadratic):
         mean = V.mean(1, keepdims=True)
         return mean + (V - mean) / (1 + 2 * step * self.strength)
 
+    def conjugate(self, U: Array) -> None:  # noqa: ARG002
+        """None: what all tasks have in common costs nothing."""
+        return
+
     def task_matrix(self, K: int) -> Array:
         return self.strength * (np.eye(K) - 1 / K)
 
@@ -208,7 +216,7 @@ class FeatureRelations(Quadratic):
         same = isinstance(other, FeatureRelations) and self.strength == other.strength
         return same and np.array_equal(self.relations, other.relations)
 
-    __hash__ = None  # ty: ignore[invalid-assignment]
+    __hash__ = None
 
     @cached_property
     def _eigen(self) -> tuple[Array, Array]:

@@ -165,9 +165,9 @@ class Solver(ABC):
 class Fista(Solver):
     """Accelerated proximal gradient with adaptive restart and a step that adapts both ways.
 
-    Beck & Teboulle (SIAM J. Imaging Sci. 2009); restart by the gradient test of O'Donoghue & Candes (Found. Comput. Math. 2015);
-    the inverse step falls by 1 percent each iteration and rises to the curvature met along a step that was too long. The test
-    of the step uses that curvature itself, not a difference of objectives, and so does not fail near the optimum.
+    Beck & Teboulle (SIAM J. Imaging Sci. 2009); restart by the gradient test of O'Donoghue & Candes (Found. Comput. Math.
+    2015); the inverse step falls by 1 percent each iteration and rises to the curvature met along a step that was too long.
+    The test of the step uses that curvature itself, not a difference of objectives, and so does not fail near the optimum.
     """
 
     name: ClassVar[str] = "fista"

@@ -60,7 +60,7 @@ class L1(Penalty):
         same = isinstance(other, L1) and self.strength == other.strength and (self.weights is None) == (other.weights is None)
         return same and (self.weights is None or np.array_equal(self.weights, other.weights))
 
-    __hash__ = None  # ty: ignore[invalid-assignment]
+    __hash__ = None
 
     @property
     def _threshold(self) -> Any:

@@ -42,7 +42,7 @@ def map_singular(V: Array, ratio: Callable[[Array], Array], least: float = 0.0) 
     if s[-1] == 0:
         return np.zeros_like(V)
     if least < GRAM_ACCURACY * s[-1]:
-        left, s, right = np.linalg.svd(A, full_matrices=False)
+        _, s, right = np.linalg.svd(A, full_matrices=False)
         Q, s = right[::-1].T, s[::-1]
     factors = ratio(s)
     kept = np.flatnonzero(factors)

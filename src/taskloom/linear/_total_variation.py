@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from taskloom.tasks import Array
+from taskloom.tasks import Array, Rows
 
 
 def prox_total_variation(V: Array, lam: float) -> Array:
@@ -49,7 +49,7 @@ class _Knots:
     """
 
     def __init__(self, d: int, K: int) -> None:
-        self.rows = np.arange(d)
+        self.rows: Rows = np.arange(d)
         self.place, self.slope, self.value = (np.zeros((d, 2 * K + 2)) for _ in range(3))
         self.left, self.right = np.full(d, K + 1), np.full(d, K)
 
@@ -89,5 +89,5 @@ class _Knots:
         self._set(self.right, crossing, -slope, level - value)
         return crossing
 
-    def _set(self, i: Array, place: Array, slope: Array, value: Array) -> None:
+    def _set(self, i: Rows, place: Array, slope: Array, value: Array) -> None:
         self.place[self.rows, i], self.slope[self.rows, i], self.value[self.rows, i] = place, slope, value

@@ -1,7 +1,7 @@
 """Working sets and gap-safe screening for penalties that set features to zero.
 
-Only a few features are in a sparse solution. Each iteration solves the problem on a small set of them, then looks at all others:
-the gap of the full problem says when to stop, and which features can never be in the solution.
+Only a few features are in a sparse solution. Each iteration solves the problem on a small set of them, then looks at all
+others: the gap of the full problem says when to stop, and which features can never be in the solution.
 
 Letters: K tasks, d features, W (d, K) coefficients, G (d, K) gradient, Z image of W, p features in the working set.
 """
@@ -58,7 +58,7 @@ class WorkingSet(Solver):
     def step(self, objective: Objective, state: SolverState, options: SolverOptions) -> SolverState:
         problem, memory = objective.problem, dict(state.memory)
         certificate = self.terminate(objective, state)
-        memory["alive"] = memory["alive"] & ~_never(objective, state, certificate)
+        memory["alive"] = np.where(_never(objective, state, certificate), False, memory["alive"])
         chosen = _choose(objective, state, memory["alive"])
         # A solution of the part that is much better than the whole would be wasted, save at the end.
         tol = max(0.1 * min(certificate.relative, 1.0), 0.3 * options.tol)

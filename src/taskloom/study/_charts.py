@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import plotly.io as pio
+from scipy.cluster.hierarchy import leaves_list, linkage
 
 from taskloom.study._compare import Verdict
 from taskloom.study._outcome import Outcome
@@ -105,6 +106,40 @@ def curve_chart(study: Outcome, log_scale: bool = False) -> go.Figure:
         yaxis={"title": "validation loss, mean of tasks", "type": "log" if log_scale else "linear"},
     )
     return _dressed(figure)
+
+
+def relation_chart(study: Outcome, recipe: str, name: str) -> go.Figure:
+    """One relation between tasks, mean over the seeds: row = receiver, column = source, tasks that are alike side by side."""
+    matrices = [unit.relations[name] for unit in study.units if unit.recipe == recipe and name in unit.relations]
+    mean = np.mean(np.array(matrices, dtype=np.float64), axis=0)
+    order = _alike_first(mean)
+    names = [study.tasks[t].name for t in order]
+    figure = go.Figure(
+        go.Heatmap(
+            z=mean[np.ix_(order, order)].tolist(),
+            x=names,
+            y=names,
+            zmin=-1,
+            zmax=1,
+            colorscale="RdBu",
+            reversescale=True,
+            hovertemplate="%{y}, %{x}: %{z:.2f}<extra></extra>",
+        )
+    )
+    side = min(160 + 26 * len(names), 900)
+    figure.update_layout(
+        height=side, xaxis={"type": "category"}, yaxis={"type": "category", "autorange": "reversed"}, showlegend=False
+    )
+    return _dressed(figure)
+
+
+def _alike_first(relation: np.ndarray) -> list[int]:
+    """Tasks in the order of the leaves of their dendrogram (average linkage)."""
+    if len(relation) < 3:
+        return list(range(len(relation)))
+    distance = np.clip(1 - (relation + relation.T) / 2, 0, None)
+    condensed = distance[np.triu_indices(len(distance), 1)]
+    return leaves_list(linkage(condensed, "average")).tolist()
 
 
 def to_html(figure: go.Figure, name: str) -> str:

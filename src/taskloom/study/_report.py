@@ -10,7 +10,7 @@ import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from taskloom.study._charts import curve_chart, gain_chart, to_html
+from taskloom.study._charts import curve_chart, gain_chart, relation_chart, to_html
 from taskloom.study._outcome import Outcome
 
 _TEMPLATES = resources.files("taskloom.study") / "templates"
@@ -45,6 +45,11 @@ def render_report(study: Outcome) -> str:
         for number, summary in enumerate(study.summaries)
         if study.verdicts_of(summary.recipe)
     ]
+    pictured = dict.fromkeys((unit.recipe, name) for unit in study.units for name in unit.relations)
+    relations = [
+        {"label": label, "name": name, "chart": Markup(to_html(relation_chart(study, label, name), f"relation-{number}"))}  # noqa: S704
+        for number, (label, name) in enumerate(pictured)
+    ]
     curves = curve_chart(study)
     return template.render(
         study=study,
@@ -52,6 +57,7 @@ def render_report(study: Outcome) -> str:
         sentences=words[1:],
         sections=sections,
         scores=_score_rows(study),
+        relations=relations,
         curves=Markup(to_html(curves, "curves")) if curves.data else "",  # noqa: S704
         plotly_js=Markup(get_plotlyjs()),  # noqa: S704
         settings=json.dumps({"options": _options(study), "environment": study.environment}, indent=2),

@@ -22,6 +22,8 @@ from taskloom.study._options import StudyOptions
 from taskloom.tasks import Curve, FeatureEncoder, FitError, Recipe, TargetScaler, TaskData, split_rows
 
 Clock = Callable[[], float]
+# A picture of more tasks cannot be read, and its numbers would be most of a results file.
+MOST_RELATED = 150
 
 
 @dataclass
@@ -42,6 +44,7 @@ class Unit:
         peak_mb: rise of the process's memory while fitting, in MiB.
         curves: validation losses while training.
         notes: of the fit.
+        relations: (K, K) numbers in [-1, 1] by name, to three decimals; none for more than `MOST_RELATED` tasks.
         error: why the fit failed; empty where it did not.
     """
 
@@ -58,6 +61,7 @@ class Unit:
     peak_mb: float = 0.0
     curves: list[Curve] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    relations: dict[str, list[list[float]]] = field(default_factory=dict)
     error: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -112,6 +116,10 @@ def run_unit(data: TaskData, recipe: Recipe, seed: int, options: StudyOptions, c
     unit.chosen, unit.steps, unit.total_steps = fitted.chosen, fitted.steps, fitted.total_steps
     unit.curves = [_finite_part(curve) for curve in fitted.curves]
     unit.notes = fitted.notes
+    if data.n_tasks <= MOST_RELATED:
+        unit.relations = {
+            name: np.round(np.asarray(matrix, np.float64), 3).tolist() for name, matrix in fitted.relations.items()
+        }
     return unit
 
 

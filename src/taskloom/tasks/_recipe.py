@@ -79,6 +79,8 @@ class RecipeFit:
         total_steps: optimizer steps of all candidates.
         curves: validation loss while training, of the chosen model.
         notes: anything the reader of a report must know, in sentences.
+        relations: (K, K) pictures of how the tasks relate, by a name such as `cosine of coefficients`; numbers in [-1, 1],
+            row = receiver, column = source. A report draws their means over the seeds.
     """
 
     predictor: Predictor
@@ -88,6 +90,7 @@ class RecipeFit:
     total_steps: int = 0
     curves: list[Curve] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    relations: dict[str, Array] = field(default_factory=dict)
 
 
 class Recipe(ABC):

@@ -1,0 +1,265 @@
+"""Recipes that learn linear models together: one penalty each, its strength chosen on validation rows.
+
+Letters: K tasks, d features, W (d, K) coefficients, G (d, K) gradient of the losses at W = 0.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from taskloom.linear._check import row_blocks
+from taskloom.linear._design import Design, OwnRows, SharedRows
+from taskloom.linear._fit import solve_path
+from taskloom.linear._losses import Logistic, Loss, Squared, scale_factor
+from taskloom.linear._penalty import Penalty
+from taskloom.linear._predictor import LinearPredictor
+from taskloom.linear._problem import Labels, Problem, smooth_problem
+from taskloom.linear._ridge import strengths, validation_loss
+from taskloom.linear._smooth_penalties import Graph, MeanRegularized, Ridge
+from taskloom.linear._solver import Solution, SolverOptions
+from taskloom.linear._sparse_penalties import L21
+from taskloom.linear._spectral_penalties import Clustered, Trace
+from taskloom.linear._split_penalties import Robust
+from taskloom.tasks import Array, Family, FitError, OptionError, Recipe, RecipeFit, TaskData, register_recipe
+
+
+@dataclass(frozen=True)
+class PenalizedRecipe(Recipe):
+    """A linear model of all tasks under one penalty.
+
+    The strengths tried are a warm-started path of `budget` factors of one penalty, from `strongest` to `weakest` times the
+    critical one, at which nothing is learned; the one with the least mean validation loss wins. Regression tasks have half the
+    squared error, binary tasks the log loss, each over its rows; with both kinds the log loss counts twice (`Loss.unit`).
+
+    Attributes:
+        strongest: first factor, below 1.
+        weakest: last factor.
+        title: name in a study, if not the recipe's.
+    """
+
+    strongest: float = 0.3
+    weakest: float = 1e-3
+    title: str = ""
+    family: ClassVar[Family] = "linear"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weakest <= self.strongest < np.inf:
+            raise OptionError(f"`weakest`={self.weakest}, `strongest`={self.strongest}: need 0 < weakest <= strongest")
+
+    @abstractmethod
+    def critical(self, problem: Problem) -> Penalty:
+        """The penalty at the strength from which on nothing, or next to nothing, is learned."""
+
+    def fit(self, train: TaskData, validation: TaskData, *, seed: int, budget: int = 4) -> RecipeFit:  # noqa: ARG002
+        """Fit the path; nothing here is random, so `seed` changes nothing."""
+        if train.X.ndim != 2:
+            raise OptionError(f"recipe `{self.label}` takes rows of shape (d,), not {train.X.shape[1:]}; leave it out")
+        many = [task.name for task in train.tasks if task.kind == "multiclass"]
+        if many:
+            remedy = "make one task of each class against the rest, or leave it out"
+            raise OptionError(
+                f"recipe `{self.label}` takes regression and binary tasks, and `{many[0]}` has more classes; {remedy}"
+            )
+        design, labels = task_design(train)
+        problem = smooth_problem(design, labels)
+        critical = self.critical(problem)
+        critical.check(design.n_features, design.n_tasks)
+        factors = strengths(self.weakest, self.strongest, budget)[::-1]
+        path = solve_path(design, labels, [critical.scaled(factor) for factor in factors], _OPTIONS)
+        losses = np.array([_losses(validation, _predictor(solution, train)) for solution in path])
+        if not np.isfinite(losses).all(axis=1).any():
+            raise FitError("every strength gave a validation loss that is not finite")
+        best = int(np.nanargmin(losses.mean(axis=1)))
+        chosen = path[best]
+        notes = [] if chosen.converged else [f"`{self.label}`: {chosen.message}"]
+        return RecipeFit(
+            _predictor(chosen, train),
+            {"factor": factors[best], "penalty": repr(critical.scaled(factors[best]))},
+            losses[best],
+            notes=notes,
+            relations={"cosine of coefficients": cosines(chosen.W)},
+        )
+
+
+_OPTIONS = SolverOptions(tol=1e-5, max_iter=5000)
+
+
+def task_design(data: TaskData) -> tuple[Design, Labels]:
+    """Encoded rows as a linear problem: half squared errors and log losses, each over its rows."""
+    losses: list[Loss] = [Squared() if task.kind == "regression" else Logistic() for task in data.tasks]
+    codes = np.array([loss.labels == "sign" for loss in losses])
+    K = data.n_tasks
+    if data.task_of_row is None:
+        design: Design = SharedRows(data.X, K)
+        present = ~np.isnan(data.y)
+        y = np.where(present, data.y, 0.0)
+        y, weight = np.where(codes & present, 2 * y - 1, y), present.astype(np.float64)
+    else:
+        blocks, order = row_blocks(data.X, data.task_of_row, K)
+        design, y = OwnRows(blocks), data.y[order]
+        weight = (~np.isnan(y)).astype(np.float64)
+        y = np.where(codes[data.task_of_row[order]], 2 * y - 1, y)
+        y = np.where(weight > 0, y, 0.0)
+    totals = design.sum_rows(weight)
+    mixed = len(set(losses)) > 1
+    factors = np.array([scale_factor("mean", loss, total) for loss, total in zip(losses, totals, strict=True)])
+    units = np.array([loss.unit if mixed else 1.0 for loss in losses])
+    return design, Labels(y, weight * design.spread(factors * units), losses)
+
+
+def cosines(W: Array) -> Array:
+    """Cosine of each pair of tasks' coefficients, (K, K); 0 with a task whose coefficients are all zero.
+
+    Examples:
+        >>> cosines(np.array([[1.0, 2.0, 0.0], [0.0, 0.0, 0.0]]))
+        array([[1., 1., 0.],
+               [1., 1., 0.],
+               [0., 0., 0.]])
+    """
+    norms = np.linalg.norm(W, axis=0)
+    unit = W / np.where(norms > 0, norms, 1)
+    return unit.T @ unit
+
+
+def _predictor(solution: Solution, data: TaskData) -> LinearPredictor:
+    columns = [solution.W[:, t : t + 1].copy() for t in range(data.n_tasks)]
+    return LinearPredictor(columns, [solution.intercepts[t : t + 1] for t in range(data.n_tasks)], data.tasks)
+
+
+def _losses(data: TaskData, predictor: LinearPredictor) -> Array:
+    return np.array(
+        [
+            validation_loss(data.labels(t), predictor.predict(data.X[data.rows(t)], [t])[0], task.kind)
+            for t, task in enumerate(data.tasks)
+        ]
+    )
+
+
+def _gradient_scale(problem: Problem) -> float:
+    """How curved the losses are: what smooth penalties are measured by."""
+    return float(problem.lipschitz().max())
+
+
+@register_recipe
+@dataclass(frozen=True)
+class LowRankRecipe(PenalizedRecipe):
+    """All tasks' models near one small subspace: trace norm. Settings: see `PenalizedRecipe`.
+
+    Examples:
+        >>> from taskloom.tasks import load_diabetes_tasks
+        >>> data = load_diabetes_tasks()
+        >>> LowRankRecipe().fit(data, data, seed=0, budget=2).validation_loss.shape
+        (7,)
+    """
+
+    name: ClassVar[str] = "lowrank"
+    summary: ClassVar[str] = "linear models near one small subspace that all tasks share (trace norm)"
+    paper: ClassVar[str] = "Argyriou, Evgeniou & Pontil 2008"
+
+    def critical(self, problem: Problem) -> Penalty:
+        """`Trace` at its `lambda_max`."""
+        return Trace(Trace().lambda_max(problem.origin.gradient))
+
+
+@register_recipe
+@dataclass(frozen=True)
+class SparseRecipe(PenalizedRecipe):
+    """All tasks choose the same features: row groups. Settings: see `PenalizedRecipe`.
+
+    Examples:
+        >>> SparseRecipe(strongest=0.5).strongest
+        0.5
+    """
+
+    name: ClassVar[str] = "sparse"
+    summary: ClassVar[str] = "linear models that choose the same few features for all tasks (l2,1 norm)"
+    paper: ClassVar[str] = "Obozinski, Taskar & Jordan 2010"
+
+    def critical(self, problem: Problem) -> Penalty:
+        """`L21` at its `lambda_max`."""
+        return L21(L21().lambda_max(problem.origin.gradient))
+
+
+@register_recipe
+@dataclass(frozen=True)
+class GraphRecipe(PenalizedRecipe):
+    """Tasks that a graph joins get similar models; without a graph all are pulled to their mean.
+
+    Attributes:
+        affinity: (K, K), see `Graph`; None for the mean.
+        ridge: shrinkage of all models to zero, as a part of the pull.
+        strongest: first factor of the curvature of the losses.
+        weakest: last factor.
+        title: name in a study, if not `graph`.
+
+    Examples:
+        >>> GraphRecipe().label
+        'graph'
+    """
+
+    strongest: float = 10.0
+    affinity: Any = None
+    ridge: float = 0.05
+    name: ClassVar[str] = "graph"
+    summary: ClassVar[str] = "linear models pulled to those of related tasks, or to the mean of all (graph Laplacian)"
+    paper: ClassVar[str] = "Evgeniou, Micchelli & Pontil 2005"
+
+    def critical(self, problem: Problem) -> Penalty:
+        """A pull as strong as the losses are curved, and a ridge."""
+        scale = _gradient_scale(problem)
+        pull = MeanRegularized(scale) if self.affinity is None else Graph(scale, self.affinity)
+        return pull + Ridge(self.ridge * scale)
+
+
+@register_recipe
+@dataclass(frozen=True)
+class ClusteredRecipe(PenalizedRecipe):
+    """Tasks in clusters that are found while learning.
+
+    Attributes:
+        n_clusters: 1 or more; more than half of the tasks are cut down to that.
+        ridge: shrinkage of all models to zero, as a part of the pull to a cluster's mean.
+        strongest: first factor of the curvature of the losses.
+        weakest: last factor.
+        title: name in a study, if not `clustered`.
+
+    Examples:
+        >>> ClusteredRecipe(n_clusters=2).n_clusters
+        2
+    """
+
+    strongest: float = 10.0
+    n_clusters: int = 3
+    ridge: float = 0.1
+    name: ClassVar[str] = "clustered"
+    summary: ClassVar[str] = "linear models in clusters of similar tasks, found while learning (CMTL)"
+    paper: ClassVar[str] = "Zhou, Chen & Ye 2011"
+
+    def critical(self, problem: Problem) -> Penalty:
+        """A pull as strong as the losses are curved, and a ridge."""
+        scale = _gradient_scale(problem)
+        return Clustered(max(1, min(self.n_clusters, problem.n_tasks // 2)), scale, self.ridge * scale)
+
+
+@register_recipe
+@dataclass(frozen=True)
+class RobustRecipe(PenalizedRecipe):
+    """A shared subspace, and tasks that stay out of it. Settings: see `PenalizedRecipe`.
+
+    Examples:
+        >>> RobustRecipe().label
+        'robust'
+    """
+
+    name: ClassVar[str] = "robust"
+    summary: ClassVar[str] = "linear models near one shared subspace, save for outlying tasks (trace norm + columns)"
+    paper: ClassVar[str] = "Chen, Zhou & Ye 2011"
+
+    def critical(self, problem: Problem) -> Penalty:
+        """Both parts at the strengths at which each alone would learn nothing."""
+        G = problem.origin.gradient
+        return Robust(Trace().lambda_max(G), float(np.linalg.norm(G, axis=0).max()))
