@@ -31,7 +31,7 @@ docs: $(DEV)  ## build the documentation into site/, warnings as errors
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 bench: $(DEV)  ## run the benchmarks, and write their JSON into benchmarks/results/
-	@for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+	@for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit 1; done
 
 clean:  ## remove what the commands above made
 	rm -rf $(VENV) site demo

@@ -11,12 +11,12 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-# Before any of them is imported: one BLAS thread, so that rivals meet on equal terms.
-for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(variable, "1")
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
+# One thread, so that rivals meet on equal terms; limits also reach libraries that are loaded already, and kept for good.
+ONE_THREAD = threadpool_limits(1)
 
 RESULTS = Path(__file__).parent / "results"
 

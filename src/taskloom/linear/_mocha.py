@@ -11,10 +11,13 @@ from typing import Any, Self
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import accuracy_score, r2_score
+from sklearn.utils import ClassifierTags, RegressorTags, Tags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import validate_data
 
 from taskloom.linear._base import LinearTasks
+from taskloom.linear._check import is_missing
 from taskloom.linear._mocha_run import Learning, MochaOptions, MochaState, is_done, read_result, run_round, start_mocha
 from taskloom.linear._mocha_sites import Sites, make_sites, read_labels
 from taskloom.linear._mocha_steps import DUAL_LOSSES
@@ -151,15 +154,41 @@ class Mocha(LinearTasks):
             warnings.warn(f"Mocha: {result.message}", ConvergenceWarning, stacklevel=2)
         return self
 
-    def predict(self, X: Any, tasks: Any = None) -> Array:
+    def predict(self, X: Any, *, tasks: Any = None) -> Array:
         """Classes or numbers of each row's task, (n,); of all tasks, (n, K), where `tasks` is None and they share rows."""
         scores = self._scores(X, tasks)
         return self.classes_[(scores > 0).astype(int)] if self.loss == "hinge" else scores
 
     @available_if(lambda self: self.loss == "hinge")
-    def decision_function(self, X: Any, tasks: Any = None) -> Array:
+    def decision_function(self, X: Any, *, tasks: Any = None) -> Array:
         """Scores in the shape of `predict`: the second class is predicted where they are positive."""
         return self._scores(X, tasks)
+
+    def score(self, X: Any, y: Any, *, tasks: Any = None) -> float:
+        """Accuracy, or R squared for squared loss, over all rows; for shared rows the mean over the tasks' labelled rows.
+
+        Raises:
+            DataError: y of another shape than the predictions, or a task of shared rows without labels.
+        """
+        predicted, y = self.predict(X, tasks=tasks), np.asarray(y)
+        if y.shape != predicted.shape:
+            raise DataError(f"`y` has shape {y.shape}, the predictions {predicted.shape}; give a label for each, or NaN")
+        n, labelled = len(predicted), ~is_missing(y)
+        if not labelled.reshape(n, -1).any(0).all():
+            raise DataError(
+                "`y` has a column without labels; there is nothing to score its task by, so leave it out of the fit"
+            )
+        columns = zip(y.reshape(n, -1).T, predicted.reshape(n, -1).T, labelled.reshape(n, -1).T, strict=True)
+        measure = accuracy_score if self.loss == "hinge" else r2_score
+        return float(np.mean([measure(true[rows].tolist(), mine[rows].tolist()) for true, mine, rows in columns]))
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.estimator_type = "classifier" if self.loss == "hinge" else "regressor"
+        tags.classifier_tags = ClassifierTags(multi_class=False) if self.loss == "hinge" else None
+        tags.regressor_tags = RegressorTags() if self.loss != "hinge" else None
+        tags.target_tags.required = tags.target_tags.multi_output = True
+        return tags
 
     def _options(self) -> MochaOptions:
         if self.loss not in DUAL_LOSSES:

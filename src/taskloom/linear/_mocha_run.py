@@ -79,7 +79,7 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-@dataclass
+@dataclass(eq=False)
 class MochaState:
     """All that a run has between two rounds.
 

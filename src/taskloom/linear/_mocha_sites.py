@@ -8,12 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from math import isnan
 from typing import Any
 
 import numpy as np
 
-from taskloom.linear._check import read_tasks
+from taskloom.linear._check import is_missing, read_tasks
 from taskloom.tasks import Array, DataError, Rows
 
 
@@ -116,13 +115,13 @@ def read_labels(y: Any, tasks: Any, n: int, *, are_classes: bool) -> TaskLabels:
     if y.ndim not in (1, 2) or len(y) != n or y.size == 0:
         raise DataError(f"`y` has shape {y.shape} for {n} rows of `X`; give ({n},), or ({n}, K) where K tasks share the rows")
     found = read_tasks(tasks, y)
-    missing = _is_missing(y)
+    missing = is_missing(y)
     if y.ndim == 1 and missing.any():
         raise DataError(f"`y[{int(np.flatnonzero(missing)[0])}]` is missing; drop the row")
     if found.owner is None:
         # Row by row of the transposed labels is site after site.
         columns = y.reshape(n, -1).T
-        owner, rows = np.nonzero(np.logical_not(missing.reshape(n, -1).T))
+        owner, rows = np.nonzero(~missing.reshape(n, -1).T)
         kept = columns[owner, rows]
     else:
         rows = np.argsort(found.owner, kind="stable")
@@ -133,12 +132,6 @@ def read_labels(y: Any, tasks: Any, n: int, *, are_classes: bool) -> TaskLabels:
         raise DataError(f"`y` has no label of task {empty!r}; leave its column out")
     values, classes = _read_classes(kept) if are_classes else (_read_numbers(kept), None)
     return TaskLabels(found.names, rows, np.append(0, np.cumsum(sizes)), values, classes)
-
-
-def _is_missing(y: Array) -> Array:
-    if y.dtype == object:
-        return np.array([value is None or (isinstance(value, float) and isnan(value)) for value in y.flat]).reshape(y.shape)
-    return np.isnan(y) if y.dtype.kind == "f" else np.zeros(y.shape, bool)
 
 
 def _read_classes(kept: Array) -> tuple[Array, Array]:

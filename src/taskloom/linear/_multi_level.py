@@ -79,6 +79,10 @@ class MultiLevel(Procedure):
         """The strengths of all levels multiplied."""
         return replace(self, strength=factor * self.strength)
 
+    def factor_range(self, G: Array, lipschitz: Array) -> float:
+        """That of the level of least strength: with it all levels fuse."""
+        return Fusion(self.strength / self.decay ** (self.n_levels - 1)).factor_range(G, lipschitz)
+
     def solve(self, design: Design, labels: Labels, options: SolverOptions) -> Solution:
         fits: list[Solution] = []
         offset = labels.offset

@@ -134,11 +134,26 @@ def fit_centers(B: Array, V: Array) -> Array:
     return np.linalg.lstsq(V, B.T, rcond=None)[0].T
 
 
-def fold_of_rows(n: int, n_folds: int, seed: int) -> Rows:
-    """Fold of each of n rows, (n,): the same for equal n and seed, whatever the other tasks are.
+def deal_folds(groups: Rows, n_folds: int, seed: int) -> Rows:
+    """Fold of each row of a task, (n,), each group spread evenly; the same for equal groups, whatever the other tasks are.
+
+    Args:
+        groups: (n,) class of each row; -1 for a row without a label.
+        n_folds: how many.
+        seed: of the order.
+
+    Returns:
+        folds from 0; -1 for rows that always train: those without a label, and the only row of a group.
 
     Examples:
-        >>> np.bincount(fold_of_rows(7, 3, seed=0))
-        array([3, 2, 2])
+        >>> folds = deal_folds(np.array([0, 0, 0, 0, 1, 1, 2, -1]), 3, seed=0)
+        >>> np.bincount(folds[:6]), folds[6:]
+        (array([2, 2, 2]), array([-1, -1]))
     """
-    return np.random.default_rng(seed).permutation(n) % n_folds
+    rng, folds, dealt = np.random.default_rng(seed), np.full(len(groups), -1), 0
+    for group in np.unique(groups[groups >= 0]):
+        rows = np.flatnonzero(groups == group)
+        if len(rows) > 1:
+            folds[rng.permutation(rows)] = (np.arange(len(rows)) + dealt) % n_folds
+            dealt += len(rows)
+    return folds
