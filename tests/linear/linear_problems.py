@@ -49,7 +49,7 @@ class Case:
     tasks: list
 
     @property
-    def K(self):
+    def K(self):  # noqa: N802
         return len(self.tasks)
 
     @property
@@ -61,9 +61,7 @@ class Case:
 
     def value(self, W, b):
         """Losses at coefficients and intercepts."""
-        return sum(
-            float(s @ VALUE[loss](y, X @ W[:, t] + o + b[t])) for t, (X, y, s, o, loss) in enumerate(self.tasks)
-        )
+        return sum(float(s @ VALUE[loss](y, X @ W[:, t] + o + b[t])) for t, (X, y, s, o, loss) in enumerate(self.tasks))
 
     def gradient(self, W, b):
         """(d, K) gradient in W and (K,) in b."""
@@ -108,7 +106,6 @@ def make_case(
     y = [np.where(s > 0, y, 0.0) for y, s in zip(ys, weights, strict=True)]
     labels = Labels(join(y), join(weights), losses, join(offsets) if offset else None, fit_intercept=intercept)
     tasks = [
-        (X[s > 0], y[s > 0], s[s > 0], o[s > 0], name)
-        for X, y, s, o, name in zip(Xs, ys, weights, offsets, names, strict=True)
+        (X[s > 0], y[s > 0], s[s > 0], o[s > 0], name) for X, y, s, o, name in zip(Xs, ys, weights, offsets, names, strict=True)
     ]
     return Case(design, labels, tasks)

@@ -23,8 +23,8 @@ from taskloom.linear._working_set import WorkingSet
 from taskloom.tasks import OptionError, unknown
 
 SOLVERS: dict[str, type[Solver]] = {s.name: s for s in (Fista, Anderson, WorkingSet, CoordinateDescent)}
-# Below this many multiplications a sweep, what counts is the overhead of a step; measured.
-SMALL_WORK = 200_000
+# Below this many multiplications a sweep, what counts is the overhead of an iteration; measured.
+SMALL_WORK = 8_000_000
 # Up to here Gram matrices are so small that sets of features gain nothing; measured.
 FEW_FEATURES = 200
 
@@ -56,8 +56,7 @@ def prepare(design: Design, labels: Labels, penalty: Penalty, solver: str = "aut
         return smooth_problem(design, labels), SOLVERS[solver]()
     rows = RowsProblem(design, labels)
     objective = Objective(rows, penalty)
-    small = int(np.prod(design.shape)) * design.n_features <= SMALL_WORK
-    if small and not CoordinateDescent().unsupported(objective):
+    if int(np.prod(design.shape)) * design.n_features <= SMALL_WORK and not CoordinateDescent().unsupported(objective):
         return rows, CoordinateDescent()
     mean_rows = design.shape[0] / (1 if isinstance(design, SharedRows) else design.n_tasks)
     wide = design.n_features > FEW_FEATURES or (design.n_features > 50 and mean_rows < 2 * design.n_features)

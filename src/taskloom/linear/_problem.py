@@ -80,6 +80,10 @@ class Problem(ABC):
         """Gradient and intercepts at W; `start` is a first guess of the intercepts."""
 
     @abstractmethod
+    def intercepts(self, W: Array, Z: Array, start: Array | None = None) -> Array:
+        """(K,) those that minimise f at W, without the price of a gradient."""
+
+    @abstractmethod
     def value(self, at: Point, W: Array, Z: Array) -> float:
         """f(W)."""
 
@@ -103,9 +107,13 @@ class Problem(ABC):
         """The same problem by Gram matrices, where they are smaller than its rows."""
         return self
 
-    @abstractmethod
+    @cached_property
     def feature_norms(self) -> Array:
         """(d, K) of sqrt(curvature) times the weighted norm of each feature, for safe screening."""
+        return self._feature_norms()
+
+    @abstractmethod
+    def _feature_norms(self) -> Array: ...
 
     @cached_property
     def origin(self) -> Point:
@@ -167,12 +175,16 @@ class RowsProblem(Problem):
         scores = self._offset(Z) + self.design.spread(at.intercepts)
         return float((self.labels.weight * self.each("value", scores)).sum())
 
-    def point(self, W: Array, Z: Array, start: Array | None = None) -> Point:  # noqa: ARG002
-        scores, b = self._offset(Z), np.zeros(self.n_tasks)
-        if self.labels.fit_intercept:
-            b = self._mean_error(scores) if self._is_squared else best_intercepts(self, scores, start)
-            scores = scores + self.design.spread(b)
-        slope = self.each("derivative", scores)
+    def intercepts(self, W: Array, Z: Array, start: Array | None = None) -> Array:  # noqa: ARG002
+        if not self.labels.fit_intercept:
+            return np.zeros(self.n_tasks)
+        scores = self._offset(Z)
+        return self._means(self.labels.y - scores) if self._is_squared else best_intercepts(self, scores, start)
+
+    def point(self, W: Array, Z: Array, start: Array | None = None) -> Point:
+        b = self.intercepts(W, Z, start)
+        scores = self._offset(Z)
+        slope = self.each("derivative", scores + self.design.spread(b) if self.labels.fit_intercept else scores)
         return Point(self.design.adjoint(self.labels.weight * slope), b, slope)
 
     def _spread(self) -> float:
@@ -182,12 +194,14 @@ class RowsProblem(Problem):
         at = empty.point(W, zero)
         return empty.value(at, W, zero) - empty.dual_value(at, W, zero, 0.0)
 
-    def _mean_error(self, scores: Array) -> Array:
-        """The best intercepts of squared losses."""
-        s = self.labels.weight
-        total = self.design.sum_rows(s)
-        sums = self.design.sum_rows(s * (self.labels.y - scores))
-        return np.divide(sums, total, where=total > 0, out=np.zeros_like(total))
+    @cached_property
+    def _totals(self) -> Array:
+        totals = self.design.sum_rows(self.labels.weight)
+        return np.where(totals > 0, totals, 1.0)
+
+    def _means(self, R: Array) -> Array:
+        """Weighted mean over each task's rows; 0 for a task without weight."""
+        return self.design.sum_rows(self.labels.weight * R) / self._totals
 
     def _offset(self, Z: Array) -> Array:
         return Z if self.labels.offset is None else Z + self.labels.offset
@@ -196,10 +210,7 @@ class RowsProblem(Problem):
         s = self.labels.weight
         if self.labels.fit_intercept:
             # Any shift of the intercept bounds the minimised function from above; the mean is the best for squared losses.
-            total = self.design.sum_rows(s)
-            dZ = dZ - self.design.spread(
-                np.divide(self.design.sum_rows(s * dZ), total, where=total > 0, out=np.zeros_like(total))
-            )
+            dZ = dZ - self.design.spread(self._means(dZ))
         bound = 0.0
         for loss, index in self._parts:
             if np.isfinite(loss.curvature):
@@ -244,7 +255,7 @@ class RowsProblem(Problem):
     def compact(self) -> Problem:
         return smooth_problem(self.design, self.labels)
 
-    def feature_norms(self) -> Array:
+    def _feature_norms(self) -> Array:
         # The uncentred norm bounds the centred one from above, and stays true for every loss.
         s = np.broadcast_to(self.labels.weight, self.design.shape)
         return np.sqrt(self._curvature * np.maximum(self.design.square_adjoint(s), 0))
@@ -278,9 +289,12 @@ class GramProblem(Problem):
     def value(self, at: Point, W: Array, Z: Array) -> float:  # noqa: ARG002
         return max(0.5 * float(np.vdot(W, Z)) - float(np.vdot(self.C, W)) + 0.5 * self._energy, 0.0)
 
+    def intercepts(self, W: Array, Z: Array, start: Array | None = None) -> Array:  # noqa: ARG002
+        return np.zeros(self.n_tasks) if self.means is None else self.means[1] - np.einsum("kd,dk->k", self.means[0], W)
+
     def point(self, W: Array, Z: Array, start: Array | None = None) -> Point:  # noqa: ARG002
-        b = np.zeros(self.n_tasks) if self.means is None else self.means[1] - np.einsum("kd,dk->k", self.means[0], W)
-        return Point(Z - self.C, b)
+        # A gradient does not need the intercepts: they have been minimised out of the matrices.
+        return Point(Z - self.C, np.zeros(self.n_tasks))
 
     def _spread(self) -> float:
         return 0.5 * self._energy
@@ -301,7 +315,7 @@ class GramProblem(Problem):
         means = None if self.means is None else (self.means[0][:, features], self.means[1])
         return GramProblem(G, self.C[features], self.energy, means)
 
-    def feature_norms(self) -> Array:
+    def _feature_norms(self) -> Array:
         diagonal = np.diagonal(self.G, axis1=-2, axis2=-1).T
         return np.sqrt(np.broadcast_to(diagonal.reshape(self.n_features, -1), (self.n_features, self.n_tasks)).clip(0))
 

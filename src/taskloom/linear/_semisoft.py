@@ -53,6 +53,9 @@ class MixtureProblem(Problem):
         at = self.inner.point(W @ self.V.T, Z, start)
         return Point(at.gradient @ self.V, at.intercepts, at.slope)
 
+    def intercepts(self, W: Array, Z: Array, start: Array | None = None) -> Array:
+        return self.inner.intercepts(W @ self.V.T, Z, start)
+
     def value(self, at: Point, W: Array, Z: Array) -> float:
         return self.inner.value(at, W @ self.V.T, Z)
 
@@ -71,13 +74,13 @@ class MixtureProblem(Problem):
     def restrict(self, features: Rows) -> MixtureProblem:
         return MixtureProblem(self.inner.restrict(features), self.V)
 
-    def feature_norms(self) -> Array:
-        return np.sqrt(self.inner.feature_norms() ** 2 @ self.V**2)
+    def _feature_norms(self) -> Array:
+        return np.sqrt(self.inner.feature_norms**2 @ self.V**2)
 
 
 @dataclass(frozen=True)
 class SimplexColumns(Penalty):
-    """Columns on the probability simplex: the memberships of one task are not negative and sum to 1."""
+    """Columns on the probability simplex, where a fit must also start: memberships are not negative and sum to 1 a task."""
 
     strengths: ClassVar[tuple[str, ...]] = ()
 
@@ -295,7 +298,7 @@ def _cross_errors(rows: RowsProblem, B: Array) -> Array:
     E = np.empty((K, K))
     for t in range(K):
         same = np.repeat(B[:, [t]], K, axis=1)
-        z = _scores(rows, same, rows.point(same, rows.image(same)).intercepts)
+        z = _scores(rows, same, rows.intercepts(same, rows.image(same)))
         y = rows.labels.y
         error = np.abs(z - y) if rows.labels.losses[0].name == "squared" else expit(-y * z)
         E[t] = rows.design.sum_rows(rows.labels.weight * error)

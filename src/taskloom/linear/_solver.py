@@ -124,10 +124,12 @@ class Solver(ABC):
     Attributes:
         name: what `solver=` knows it by.
         looks_every_step: whether a step is so large that the certificate is looked at after each.
+        looks_first: whether it is looked at before the first step; not where a step costs less than a look.
     """
 
     name: ClassVar[str]
     looks_every_step: ClassVar[bool] = False
+    looks_first: ClassVar[bool] = True
 
     def unsupported(self, objective: Objective) -> str:  # noqa: ARG002
         """Why it cannot serve this objective, as a clause; empty if it can."""
@@ -158,8 +160,8 @@ class Solver(ABC):
     def postprocess(self, objective: Objective, state: SolverState) -> tuple[Array, Array, Array]:
         """W, intercepts and parts of the final state."""
         W = objective.combine(state.P)
-        at = objective.problem.point(W, state.Z, state.intercepts)
-        return W, at.intercepts, state.P if objective.is_split else state.P[None]
+        intercepts = objective.problem.intercepts(W, state.Z, state.intercepts)
+        return W, intercepts, state.P if objective.is_split else state.P[None]
 
 
 class Fista(Solver):
@@ -235,6 +237,8 @@ def minimize(
         raise OptionError(f"`solver`={solver.name!r} {reason}; use solver='fista'")
     state = solver.init(objective, start) if state is None else state
     last = state.n_iter + options.max_iter
+    if not solver.looks_first:
+        state = solver.step(objective, state, options)
     certificate = _look(solver, objective, state)
     while certificate.relative > options.tol and state.n_iter < last and not state.stuck and np.isfinite(certificate.objective):
         for _ in range(1 if solver.looks_every_step else min(options.check_every, last - state.n_iter)):

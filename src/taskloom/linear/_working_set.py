@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from taskloom.linear._coordinate_descent import CoordinateDescent
 from taskloom.linear._objective import Certificate, Objective
@@ -20,6 +21,8 @@ from taskloom.linear._smooth_penalties import TaskQuadratic
 from taskloom.linear._solver import Fista, Solver, SolverOptions, SolverState, minimize
 from taskloom.linear._sparse_penalties import L1, L21, Fused
 from taskloom.tasks import Array, Rows
+
+Mask = NDArray[np.bool_]
 
 FIRST_SIZE = 20
 
@@ -57,11 +60,12 @@ class WorkingSet(Solver):
 
     def step(self, objective: Objective, state: SolverState, options: SolverOptions) -> SolverState:
         problem, memory = objective.problem, dict(state.memory)
-        certificate = self.terminate(objective, state)
-        memory["alive"] = np.where(_never(objective, state, certificate), False, memory["alive"])
+        # The loop has just looked at this point.
+        relative = state.trace[-1][2]
+        memory["alive"] = np.where(_never(objective, state, relative), False, memory["alive"])
         chosen = _choose(objective, state, memory["alive"])
         # A solution of the part that is much better than the whole would be wasted, save at the end.
-        tol = max(0.1 * min(certificate.relative, 1.0), 0.3 * options.tol)
+        tol = max(0.1 * min(relative, 1.0), 0.3 * options.tol)
         part, penalty = problem.restrict(chosen), _restricted(objective.penalty, chosen)
         solver = self._solver_of(Objective(part, penalty))
         part = part if isinstance(solver, CoordinateDescent) else part.compact()
@@ -117,27 +121,27 @@ def _reach(penalty: Penalty, G: Array) -> Array:
     return np.linalg.norm(penalty.prox(-G, 1.0), axis=1)
 
 
-def _choose(objective: Objective, state: SolverState, alive: Array) -> Rows:
+def _choose(objective: Objective, state: SolverState, alive: Mask) -> Rows:
     support = state.P.any(axis=1)
     reach = np.where(alive, _reach(objective.rest, objective.gradient(_point(state), state.P)), -1.0)
     reach[support] = np.inf
     n_support = int(support.sum())
-    size = min(max(FIRST_SIZE, 2 * n_support), int((alive | support).sum()))
+    # As many as violate the optimality conditions, but no leap: far from the solution nearly all of them may.
+    size = max(FIRST_SIZE, 2 * n_support, min(4 * n_support, int((reach > 1).sum())))
+    size = min(size, int(np.logical_or(alive, support).sum()))
     top = np.argpartition(-reach, size - 1)[:size]
     return np.sort(top[reach[top] >= 0])
 
 
-def _never(objective: Objective, state: SolverState, certificate: Certificate) -> Array:
+def _never(objective: Objective, state: SolverState, relative: float) -> Mask:
     """(d,) whether the gap proves that a feature is zero in every solution."""
     d = objective.problem.n_features
-    if certificate.gap is None or objective.smooth or not isinstance(objective.rest, L1 | L21):
+    if objective.smooth or not isinstance(objective.rest, L1 | L21):
         return np.zeros(d, bool)
     G = state.memory["gradient"]
     polar = objective.rest.polar(-G)
-    if polar is None:
-        return np.zeros(d, bool)
-    norms = objective.problem.feature_norms()
-    radius = np.sqrt(2 * certificate.gap)
+    norms = objective.problem.feature_norms
+    radius = np.sqrt(2 * relative * objective.problem.spread)
     shrunk = _reach(objective.rest, G / max(polar, 1.0))
     if isinstance(objective.rest, L21):
         return shrunk + radius * norms.max(axis=1) / objective.rest.strength < 1
