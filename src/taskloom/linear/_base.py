@@ -35,7 +35,7 @@ class LinearTasks(BaseEstimator):
     def _scores(self, X: Any, tasks: Any = None) -> Array:
         """X @ w + b of each row's task, (n,); of all tasks, (n, K), where `tasks` is None and they share rows."""
         check_is_fitted(self)
-        X = validate_data(self, X, accept_sparse="csr", dtype=[np.float64, np.float32], reset=False)
+        X = validate_data(self, X, accept_sparse="csr", dtype=np.float64, reset=False)
         if tasks is None:
             if not self.shares_rows_:
                 raise DataError("`tasks` is missing: the tasks have their own rows, so give the task of each row")

@@ -146,7 +146,10 @@ class OwnRows(Design):
         return out.T
 
     def sum_rows(self, R: Array) -> Array:
-        return np.add.reduceat(R, self._starts[:-1])
+        # A task without rows would be given its neighbour's first one.
+        sums, some = np.zeros(self.n_tasks), np.flatnonzero(self.sizes)
+        sums[some] = np.add.reduceat(R, self._starts[some])
+        return sums
 
     def spread(self, b: Array) -> Array:
         return b[self._owner]

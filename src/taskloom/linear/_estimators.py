@@ -105,7 +105,7 @@ class PenalizedTasks(LinearTasks):
         return tags
 
     def _read_features(self, X: Any) -> Any:
-        return validate_data(self, X, accept_sparse="csr", dtype=[np.float64, np.float32])
+        return validate_data(self, X, accept_sparse="csr", dtype=np.float64)
 
 
 class MultiTaskRegressor(RegressorMixin, PenalizedTasks):
