@@ -11,15 +11,22 @@ can be at most: `dual_gap_`, or the distance to the subdifferential where a pena
 from taskloom.linear._cross_validation import MultiTaskClassifierCV, MultiTaskRegressorCV, PathOptions
 from taskloom.linear._distance_penalties import CrossLearning, Fusion
 from taskloom.linear._estimators import MultiTaskClassifier, MultiTaskRegressor
+from taskloom.linear._feature_collaborative import FeatureCollaborative
 from taskloom.linear._losses import Huber, Logistic, Loss, Poisson, Squared, SquaredHinge
+from taskloom.linear._mocha import Mocha
+from taskloom.linear._multi_level import MultiLevel
+from taskloom.linear._online import OnlineMultiTask
 from taskloom.linear._penalty import Penalty
 from taskloom.linear._predictor import LinearPredictor
+from taskloom.linear._procedure import Procedure
 from taskloom.linear._recipes import ClusteredRecipe, GraphRecipe, LowRankRecipe, PenalizedRecipe, RobustRecipe, SparseRecipe
 from taskloom.linear._ridge import RidgeRecipe
+from taskloom.linear._semisoft import SemisoftClusters
 from taskloom.linear._smooth_penalties import FeatureRelations, Graph, MeanRegularized, PriorInformation, Ridge
 from taskloom.linear._sparse_penalties import L1, L21, Fused
 from taskloom.linear._spectral_penalties import Clustered, Trace
 from taskloom.linear._split_penalties import Dirty, L1Inf, OutlierTasks, Robust, SparseLowRank
+from taskloom.linear._task_prox import TaskProx
 
 __all__ = [
     "L1",
@@ -28,6 +35,7 @@ __all__ = [
     "ClusteredRecipe",
     "CrossLearning",
     "Dirty",
+    "FeatureCollaborative",
     "FeatureRelations",
     "Fused",
     "Fusion",
@@ -40,23 +48,29 @@ __all__ = [
     "Loss",
     "LowRankRecipe",
     "MeanRegularized",
+    "Mocha",
+    "MultiLevel",
     "MultiTaskClassifier",
     "MultiTaskClassifierCV",
     "MultiTaskRegressor",
     "MultiTaskRegressorCV",
+    "OnlineMultiTask",
     "OutlierTasks",
     "PathOptions",
     "PenalizedRecipe",
     "Penalty",
     "Poisson",
     "PriorInformation",
+    "Procedure",
     "Ridge",
     "RidgeRecipe",
     "Robust",
     "RobustRecipe",
+    "SemisoftClusters",
     "SparseLowRank",
     "SparseRecipe",
     "Squared",
     "SquaredHinge",
+    "TaskProx",
     "Trace",
 ]

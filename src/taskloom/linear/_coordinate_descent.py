@@ -63,9 +63,7 @@ class CoordinateDescent(Solver):
         Z = problem.image_of(support, W[support])
         stuck = bool((W == state.P).all()) and tol < 1e-15
         memory = {"sweeps": state.memory.get("sweeps", np.zeros(1)) + sweeps}
-        return SolverState(
-            W, Z, state.P, state.Z, state.intercepts, 1.0, 0.0, state.n_iter + 1, memory, state.trace, stuck
-        )
+        return SolverState(W, Z, state.P, state.Z, state.intercepts, 1.0, 0.0, state.n_iter + 1, memory, state.trace, stuck)
 
     def init(self, objective: Objective, W: Array | None = None) -> SolverState:
         problem = objective.problem
