@@ -16,6 +16,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 import taskloom.linear as tl
 from taskloom.tasks import DataError, OptionError, UnknownNameError
 
+
 @parametrize_with_checks(
     # A tight gap, for checks that compare two routes to one solution to rounding.
     [
@@ -161,7 +162,9 @@ def test_sparse_rows_are_dense_rows(own, shared):
             dense = tl.MultiTaskRegressor(penalty, tol=1e-11).fit(thin, target, tasks=labels)
             other = tl.MultiTaskRegressor(penalty, tol=1e-11).fit(sparse.csr_matrix(thin), target, tasks=labels)
             np.testing.assert_allclose(dense.coef_, other.coef_, atol=1e-6)
-            np.testing.assert_allclose(dense.predict(thin, tasks=labels), other.predict(sparse.csr_array(thin), tasks=labels), atol=1e-5)
+            np.testing.assert_allclose(
+                dense.predict(thin, tasks=labels), other.predict(sparse.csr_array(thin), tasks=labels), atol=1e-5
+            )
 
 
 def test_mixed_kinds_share_one_scale(own):
@@ -201,7 +204,7 @@ def test_classes_differ_from_task_to_task():
     np.testing.assert_array_equal(model.task_classes_, [[0, 1], [4, 9], [3, 8]])
     p = model.predict_proba(X, tasks=tasks)
     np.testing.assert_allclose(p.sum(1), 1)
-    with pytest.raises(OptionError, match="different classes"):
+    with pytest.raises(OptionError, match=r"different classes"):
         tl.MultiTaskClassifier(tl.Trace(0.01), unseen="mean").fit(X, y, tasks=tasks).predict(X[:1], tasks=[7])
 
 
@@ -231,18 +234,18 @@ def test_tasks_pass_through_pipelines_and_cross_validation(own):
 def test_an_unseen_task_is_an_error_or_the_mean_model(own):
     X, y, tasks = own
     model = tl.MultiTaskRegressor(tl.Trace(0.1)).fit(X, y, tasks=tasks)
-    with pytest.raises(DataError, match="'z' was not seen in training .4 tasks were.; .*unseen='mean'"):
+    with pytest.raises(DataError, match=r"'z' was not seen in training .4 tasks were.; .*unseen='mean'"):
         model.predict(X[:2], tasks=["a", "z"])
     mean = tl.MultiTaskRegressor(tl.Trace(0.1), unseen="mean").fit(X, y, tasks=tasks)
     expected = X[:1] @ mean.coef_.mean(0) + mean.intercept_.mean()
     np.testing.assert_allclose(mean.predict(X[:1], tasks=["z"]), expected)
-    with pytest.raises(DataError, match="`tasks` is missing"):
+    with pytest.raises(DataError, match=r"`tasks` is missing"):
         model.predict(X)
 
 
 def test_a_model_that_did_not_converge_says_so_and_what_to_do(own):
     X, y, tasks = own
-    with pytest.warns(ConvergenceWarning, match="relative duality gap .*raise `max_iter`"):
+    with pytest.warns(ConvergenceWarning, match=r"relative duality gap .*raise `max_iter`"):
         model = tl.MultiTaskRegressor(tl.Trace(1e-3), max_iter=3).fit(X, y, tasks=tasks)
     assert not model.converged_
     assert model.optimality_ > 1e-6
@@ -280,22 +283,22 @@ def test_parts_add_up(own):
     ("change", "error", "message"),
     [
         ({"penalty": 0.1}, OptionError, r"`penalty`=0.1: need a penalty such as"),
-        ({"solver": "fsta"}, UnknownNameError, "no solver named `fsta`; did you mean `fista`"),
-        ({"solver": "working_set"}, OptionError, "`solver`='working_set' needs L1, L21 or Fused"),
-        ({"solver": "coordinate_descent"}, OptionError, "`solver`='coordinate_descent' needs L21 or L1"),
-        ({"loss": "squred"}, UnknownNameError, "no loss named `squred`; did you mean `squared`"),
-        ({"loss": {"a": "squared"}}, OptionError, "`loss` says nothing of task 'b'"),
-        ({"loss": {"a": "squared", "e": "huber"}}, OptionError, "`loss`: there is no task 'e'"),
-        ({"loss": ["squared"]}, OptionError, "`loss` has 1 entries for 4 tasks"),
-        ({"scale": "men"}, UnknownNameError, "no scale named `men`; did you mean `mean`"),
-        ({"tol": 0}, OptionError, "`tol`=0: need a positive number"),
-        ({"tol": np.nan}, OptionError, "`tol`=nan"),
-        ({"max_iter": 0}, OptionError, "`max_iter`=0"),
-        ({"unseen": "skip"}, OptionError, "`unseen`='skip'"),
+        ({"solver": "fsta"}, UnknownNameError, r"no solver named `fsta`; did you mean `fista`"),
+        ({"solver": "working_set"}, OptionError, r"`solver`='working_set' needs L1, L21 or Fused"),
+        ({"solver": "coordinate_descent"}, OptionError, r"`solver`='coordinate_descent' needs L21 or L1"),
+        ({"loss": "squred"}, UnknownNameError, r"no loss named `squred`; did you mean `squared`"),
+        ({"loss": {"a": "squared"}}, OptionError, r"`loss` says nothing of task 'b'"),
+        ({"loss": {"a": "squared", "e": "huber"}}, OptionError, r"`loss`: there is no task 'e'"),
+        ({"loss": ["squared"]}, OptionError, r"`loss` has 1 entries for 4 tasks"),
+        ({"scale": "men"}, UnknownNameError, r"no scale named `men`; did you mean `mean`"),
+        ({"tol": 0}, OptionError, r"`tol`=0: need a positive number"),
+        ({"tol": np.nan}, OptionError, r"`tol`=nan"),
+        ({"max_iter": 0}, OptionError, r"`max_iter`=0"),
+        ({"unseen": "skip"}, OptionError, r"`unseen`='skip'"),
         ({"penalty": tl.Graph(1.0, np.ones((3, 3)))}, OptionError, r"`affinity` has shape \(3, 3\) for 4 tasks"),
-        ({"penalty": tl.Clustered(5)}, OptionError, "`n_clusters`=5 for 4 tasks"),
-        ({"loss": "logistic"}, DataError, "takes labels -1 and .1"),
-        ({"loss": "poisson"}, DataError, "takes counts of 0 or more"),
+        ({"penalty": tl.Clustered(5)}, OptionError, r"`n_clusters`=5 for 4 tasks"),
+        ({"loss": "logistic"}, DataError, r"takes labels -1 and .1"),
+        ({"loss": "poisson"}, DataError, r"takes counts of 0 or more"),
     ],
 )
 def test_bad_parameters_are_named(own, change, error, message):
@@ -328,14 +331,14 @@ def test_classifiers_name_tasks_that_cannot_be_learned(own):
     X, y, tasks = own
     labels = (y > 0).astype(int)
     labels[tasks == "b"] = 1
-    with pytest.raises(DataError, match="task 'b' has one class .1 in all rows."):
+    with pytest.raises(DataError, match=r"task 'b' has one class .1 in all rows."):
         tl.MultiTaskClassifier().fit(X, labels, tasks=tasks)
-    with pytest.raises(DataError, match="task 'a' has 5 classes.*make one task of each class"):
+    with pytest.raises(DataError, match=r"task 'a' has 5 classes.*make one task of each class"):
         tl.MultiTaskClassifier().fit(X, np.arange(84) % 5, tasks=tasks)
-    with pytest.raises(OptionError, match="not for classes"):
+    with pytest.raises(OptionError, match=r"not for classes"):
         tl.MultiTaskClassifier(loss="squared").fit(X, np.arange(84) % 2, tasks=tasks)
     model = tl.MultiTaskClassifier(loss="squared_hinge").fit(X, np.arange(84) % 2, tasks=tasks)
-    with pytest.raises(OptionError, match="probabilities need"):
+    with pytest.raises(OptionError, match=r"probabilities need"):
         model.predict_proba(X, tasks=tasks)
 
 
@@ -352,11 +355,19 @@ class TestCrossValidation:
         model = tl.MultiTaskRegressorCV(tl.Trace(1.0), path=tl.PathOptions(n_strengths=8), tol=1e-9).fit(X, y, tasks=tasks)
         alone = tl.MultiTaskRegressor(model.penalty_, tol=1e-9).fit(X, y, tasks=tasks)
         np.testing.assert_allclose(model.objective_, alone.objective_, rtol=1e-8)
-        assert model.factors_[0] == pytest.approx(model.penalty_.scaled(1.0).strength / model.penalty_.strength * model.factors_[0])
+        assert model.factors_[0] == pytest.approx(
+            model.penalty_.scaled(1.0).strength / model.penalty_.strength * model.factors_[0]
+        )
 
     def test_a_path_begins_where_nothing_is_learned(self, own):
         X, y, tasks = own
-        for penalty in (tl.L21(3.0), tl.Trace(0.2), tl.Dirty(1.0, 0.7), tl.L1(1.0) + tl.L21(2.0), tl.Trace(1.0) + tl.Ridge(0.1)):
+        for penalty in (
+            tl.L21(3.0),
+            tl.Trace(0.2),
+            tl.Dirty(1.0, 0.7),
+            tl.L1(1.0) + tl.L21(2.0),
+            tl.Trace(1.0) + tl.Ridge(0.1),
+        ):
             model = tl.MultiTaskRegressorCV(penalty, path=tl.PathOptions(n_strengths=3, folds=2)).fit(X, y, tasks=tasks)
             first = penalty.scaled(model.factors_[0])
             assert not tl.MultiTaskRegressor(first.scaled(1 + 1e-6)).fit(X, y, tasks=tasks).coef_.any()
@@ -428,5 +439,5 @@ class TestCrossValidation:
     def test_a_fold_that_leaves_a_task_one_class_is_named(self):
         X = np.arange(12.0).reshape(-1, 1)
         Y = np.column_stack([np.arange(12) % 2, np.r_[1, np.zeros(11)]])
-        with pytest.raises(DataError, match="task 1 has one class to train on without fold"):
+        with pytest.raises(DataError, match=r"task 1 has one class to train on without fold"):
             tl.MultiTaskClassifierCV(tl.Ridge(1.0), path=tl.PathOptions(folds=3)).fit(X, Y)

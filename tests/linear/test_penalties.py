@@ -296,7 +296,7 @@ def test_smooth_and_ball_penalties_never_reach_zero():
 
 @by_name([
     L1(0.0), L21(0.0), Trace(0.0),
-    *[pytest.param(p, marks=pytest.mark.xfail(reason="infinity times zero")) for p in (L1Inf(0.0), OutlierTasks(0.0))],
+    L1Inf(0.0), OutlierTasks(0.0),
 ])  # fmt: skip
 def test_lambda_max_is_known_whatever_the_strength(penalty):
     G = next(iter(draws(1)))
@@ -403,9 +403,9 @@ def test_strengths_of_numpy_and_whole_numbers_are_taken():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Graph(1.0), r"`affinity`: found None"),
-        (lambda: Graph(1.0, np.ones((2, 3))), r"`affinity`: found shape \(2, 3\)"),
-        (lambda: Graph(1.0, np.ones(3)), r"`affinity`: found shape \(3,\)"),
+        (lambda: Graph(1.0), r"`affinity` is None"),
+        (lambda: Graph(1.0, np.ones((2, 3))), r"`affinity` has shape \(2, 3\)"),
+        (lambda: Graph(1.0, np.ones(3)), r"`affinity` has shape \(3,\)"),
         (lambda: Graph(1.0, [[0, np.nan], [np.nan, 0]]), r"`affinity` holds a value that is not finite"),
         (lambda: Graph(1.0, [[0, 1], [0, 0]]), r"`affinity` is not symmetric; pass"),
         (lambda: Graph(1.0, [[0, -1], [-1, 0]]), r"`affinity` holds -1"),
@@ -417,7 +417,7 @@ def test_strengths_of_numpy_and_whole_numbers_are_taken():
         (lambda: FeatureRelations(1.0, [[np.inf]]), r"`relations`"),
         (lambda: FeatureRelations(1.0, RELATIONS).check(D + 1, K), r"`relations` has shape \(2, 5\) for 6 features"),
         (lambda: L1(1.0, -WEIGHTS), r"`weights` of shape \(5, 4\)"),
-        (lambda: L1(1.0, np.ones(3)), r"`weights` of shape \(3,\)"),
+        (lambda: L1(1.0, np.ones(3)), r"`weights` has shape \(3,\)"),
         (lambda: L1(1.0, np.full((2, 2), np.nan)), r"`weights` of shape \(2, 2\)"),
         (lambda: L1(1.0, WEIGHTS).check(D, K + 1), r"`weights` has shape \(5, 4\); need \(5, 5\)"),
         (lambda: Fusion(1.0, -CHAIN), r"`weights` of shape \(4, 4\)"),
@@ -453,7 +453,6 @@ def test_bad_settings_are_refused_by_name(make, words):
         (lambda: Fusion(1.0, [[0, 1], [1]]), "weights"),
     ],
 )
-@pytest.mark.xfail(reason="numpy's own error comes first")
 def test_arrays_that_are_none_are_refused_by_name(make, name):
     with pytest.raises(OptionError, match=f"`{name}`"):
         make()
@@ -576,7 +575,6 @@ def test_cross_learning_is_the_projection_that_slsqp_finds(center):
     assert agreed >= 38
 
 
-@pytest.mark.xfail(reason="the Hessian of the mean's multiplier is zero where all tasks are outside", raises=RuntimeWarning)
 def test_cross_learning_of_one_feature_around_the_mean():
     # Three tasks on a line: the outer ones are moved in, the mean stays.
     V = np.array([[-3.0, 1.0, 2.0]])
@@ -620,7 +618,6 @@ def test_cross_learning_has_its_limits(center):
     np.testing.assert_allclose(W, [[0.9, 2.1], [1.2, 2.8]], atol=1e-10)
 
 
-@pytest.mark.xfail(reason="the radius is divided by 1e-300")
 @pytest.mark.parametrize("eps", [1e9, 1e200])
 @pytest.mark.parametrize("center", ["free", "mean"])
 def test_a_huge_radius_leaves_equal_tasks_alone(eps, center):

@@ -26,7 +26,7 @@ class Anderson(Solver):
     n_kept: ClassVar[int] = 5
 
     def step(self, objective: Objective, state: SolverState, options: SolverOptions) -> SolverState:  # noqa: ARG002
-        P, Z, L, intercepts, memory = proximal_step(objective, state.P, state.Z, replace(state, L=0.99 * state.L))
+        P, Z, L, level, memory = proximal_step(objective, state.P, state.Z, replace(state, L=0.99 * state.L))
         stuck = bool((P == state.P).all())
         points, images = _kept(memory, "points", P), _kept(memory, "images", Z)
         if not len(points):
@@ -35,10 +35,10 @@ class Anderson(Solver):
         if len(points) > self.n_kept:
             weights = extrapolation_weights(np.diff(points.reshape(len(points), -1), axis=0))
             if weights is not None:
-                P, Z = _better(objective, (P, Z), (_mix(weights, points[1:]), _mix(weights, images[1:])), intercepts)
+                P, Z = _better(objective, (P, Z), (_mix(weights, points[1:]), _mix(weights, images[1:])), state.first_guess)
             points, images = P[None], Z[None]
         memory = {**memory, "points": points, "images": images}
-        return SolverState(P, Z, P, Z, intercepts, 1.0, L, state.n_iter + 1, memory, state.trace, stuck)
+        return SolverState(P, Z, P, Z, level, 1.0, L, state.n_iter + 1, memory, state.trace, stuck)
 
 
 def extrapolation_weights(R: Array) -> Array | None:
@@ -69,7 +69,7 @@ def _mix(weights: Array, points: Array) -> Array:
 
 
 def _better(
-    objective: Objective, plain: tuple[Array, Array], extrapolated: tuple[Array, Array], start: Array
+    objective: Objective, plain: tuple[Array, Array], extrapolated: tuple[Array, Array], start: Array | None
 ) -> tuple[Array, Array]:
     def value(P: Array, Z: Array) -> float:
         return objective.value(P, Z, objective.problem.point(objective.combine(P), Z, start))

@@ -63,14 +63,14 @@ class CoordinateDescent(Solver):
         Z = problem.image_of(support, W[support])
         stuck = bool((W == state.P).all()) and tol < 1e-15
         memory = {"sweeps": state.memory.get("sweeps", np.zeros(1)) + sweeps}
-        return SolverState(W, Z, state.P, state.Z, state.intercepts, 1.0, 0.0, state.n_iter + 1, memory, state.trace, stuck)
+        return SolverState(W, Z, state.P, state.Z, state.level, 1.0, 0.0, state.n_iter + 1, memory, state.trace, stuck)
 
     def init(self, objective: Objective, W: Array | None = None) -> SolverState:
         problem = objective.problem
         P = objective.start(W)
         support = np.flatnonzero(P.any(axis=1))
         Z = problem.image_of(support, P[support])
-        return SolverState(P, Z, P, Z, np.zeros(problem.n_tasks))
+        return SolverState(P, Z, P, Z)
 
 
 def _descend(X: Array, Y: Array, joint: bool, alpha: float, stop: tuple[float, int], W: Array) -> tuple[Array, int]:

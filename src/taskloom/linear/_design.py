@@ -40,6 +40,10 @@ class Design(ABC):
         """Sum over each task's rows, (K,)."""
 
     @abstractmethod
+    def largest(self, R: Array) -> Array:
+        """The greatest of each task's rows, (K,); 0 for a task without rows."""
+
+    @abstractmethod
     def spread(self, b: Array) -> Array:
         """One number a task, (K,), as an array that broadcasts against scores."""
 
@@ -85,6 +89,9 @@ class SharedRows(Design):
 
     def sum_rows(self, R: Array) -> Array:
         return np.broadcast_to(R, self.shape).sum(0)
+
+    def largest(self, R: Array) -> Array:
+        return np.broadcast_to(R, self.shape).max(0)
 
     def spread(self, b: Array) -> Array:
         return b[None, :]
@@ -150,6 +157,11 @@ class OwnRows(Design):
         sums, some = np.zeros(self.n_tasks), np.flatnonzero(self.sizes)
         sums[some] = np.add.reduceat(R, self._starts[some])
         return sums
+
+    def largest(self, R: Array) -> Array:
+        tops, some = np.zeros(self.n_tasks), np.flatnonzero(self.sizes)
+        tops[some] = np.maximum.reduceat(R, self._starts[some])
+        return tops
 
     def spread(self, b: Array) -> Array:
         return b[self._owner]

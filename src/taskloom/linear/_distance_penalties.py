@@ -11,12 +11,12 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from taskloom.linear._penalty import Penalty
+from taskloom.linear._penalty import Penalty, as_matrix
 from taskloom.tasks import Array, OptionError, Rows
 
 NEWTON_STEPS = 100
 PROX_STEPS = 5000
-PROX_GAP = 1e-13
+PROX_RESIDUAL = 1e-14
 
 
 def reduced(V: Array) -> tuple[Array | None, Array]:
@@ -25,6 +25,12 @@ def reduced(V: Array) -> tuple[Array | None, Array]:
         return None, V
     Q, R = np.linalg.qr(V)
     return Q, R
+
+
+def shorten(lengths: Array, radius: Any) -> Array:
+    """Factors that bring lengths down to at most `radius`."""
+    outside = lengths > radius
+    return np.divide(radius, lengths, where=outside, out=np.ones_like(lengths))
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,8 @@ class CrossLearning(Penalty):
         mean = V.mean(1, keepdims=True)
         if self.eps == 0:
             return np.repeat(mean, V.shape[1], axis=1)
+        if float(np.linalg.norm(V - mean, axis=0).max()) <= self.eps:
+            return V.copy()
         Q, E = reduced(V - mean)
         inside = _project_to_center(E, self.eps) if self.center == "free" else _project_to_mean(E, self.eps)
         return mean + (inside if Q is None else Q @ inside)
@@ -95,7 +103,7 @@ def _project_to_center(V: Array, eps: float) -> Array:
     g = _newton(np.zeros(len(V)), model)
     away = V - g[:, None]
     r = np.linalg.norm(away, axis=0)
-    return g[:, None] + away * np.minimum(1, eps / np.maximum(r, 1e-300))
+    return g[:, None] + away * shorten(r, eps)
 
 
 def _project_to_mean(V: Array, eps: float) -> Array:
@@ -108,11 +116,11 @@ def _project_to_mean(V: Array, eps: float) -> Array:
         u, pull = away[:, out] / np.maximum(r[out], 1e-300), eps / r[out]
         value = 0.5 * float((r[~out] ** 2).sum()) + float((eps * r[out] - 0.5 * eps**2).sum())
         hessian = (float((~out).sum()) + float(pull.sum())) * np.eye(len(nu)) - (pull * u) @ u.T
-        return value, -(away * np.minimum(1, eps / np.maximum(r, 1e-300))).sum(1), hessian
+        return value, -(away * shorten(r, eps)).sum(1), hessian
 
     nu = _newton(np.zeros(len(V)), model)
     away = V - nu[:, None]
-    inside = away * np.minimum(1, eps / np.maximum(np.linalg.norm(away, axis=0), 1e-300))
+    inside = away * shorten(np.linalg.norm(away, axis=0), eps)
     return inside - inside.mean(1, keepdims=True)
 
 
@@ -122,17 +130,22 @@ def _newton(x: Array, model: Callable[[Array], tuple[float, Array, Array]]) -> A
     scale = np.linalg.norm(gradient)
     for _ in range(NEWTON_STEPS):
         size = np.linalg.norm(gradient)
-        if size <= 1e-15 * scale:
+        if size <= 1e-14 * scale:
             return x
         # A trace of ridge keeps flat directions solvable without moving the others.
-        ridge = 1e-12 * np.trace(hessian) / len(x) + 1e-300
+        ridge = 1e-12 * np.trace(hessian) / len(x)
+        if not ridge > 0:
+            # Flat in every direction: all that is known is which way is down.
+            ridge = size / (1.0 + float(np.linalg.norm(x)))
         step = -np.linalg.solve(hessian + ridge * np.eye(len(x)), gradient)
         damping = 1.0
         while damping > 1e-10:
             new = model(x + damping * step)
-            if new[0] <= value + 1e-4 * damping * float(gradient @ step) or np.linalg.norm(new[1]) < 0.5 * size:
+            if new[0] < value + 1e-4 * damping * float(gradient @ step) or np.linalg.norm(new[1]) < 0.5 * size:
                 break
             damping /= 2
+            if damping * np.linalg.norm(step) <= 1e-16 * np.linalg.norm(x):
+                return x
         else:
             return x
         x, (value, gradient, hessian) = x + damping * step, new
@@ -144,7 +157,7 @@ class Fusion(Penalty):
     """strength sum_{s<t} a_st |w_s - w_t|_2: tasks fuse into groups whose number need not be given.
 
     One level of MeTaG (Han & Zhang, AAAI 2015), and convex clustering of tasks. The paper smooths it; we solve the dual of its
-    proximal map to a gap of 1e-13, an accelerated projection a pair. The mean of all tasks is never moved.
+    proximal map to rounding, an accelerated projection a pair. The mean of all tasks is never moved.
 
     Attributes:
         strength: 0 or more.
@@ -164,7 +177,7 @@ class Fusion(Penalty):
         super().__post_init__()
         if self.weights is None:
             return
-        A = np.asarray(self.weights, dtype=np.float64)
+        A = as_matrix("weights", self.weights)
         if (
             A.ndim != 2
             or A.shape[0] != A.shape[1]
@@ -210,9 +223,19 @@ class Fusion(Penalty):
         radius = step * self.strength * a
         if not len(one) or not radius.max() > 0:
             return V.copy()
-        start = memory.get("pairs")
-        W, memory["pairs"] = _fuse(V, (one, two, radius), start)
-        return W
+        # The mean never moves: without it, a common level costs no digits.
+        mean = V.mean(axis=1, keepdims=True)
+        W, memory["pairs"] = _fuse(V - mean, (one, two, radius), memory.get("pairs"))
+        return mean + W
+
+    def merge(self, other: Penalty) -> Penalty | None:
+        """Fusion + Fusion of the same pairs is one."""
+        if not isinstance(other, Fusion):
+            return None
+        same = self.weights is other.weights or (
+            self.weights is not None and other.weights is not None and np.array_equal(self.weights, other.weights)
+        )
+        return Fusion(self.strength + other.strength, self.weights) if same else None
 
     def factor_range(self, G: Array, lipschitz: Array) -> float:  # noqa: ARG002
         """The factor at which all tasks fuse, if their gradients were those at zero: each pair's share is (g_s - g_t) / K."""
@@ -244,21 +267,22 @@ def _fuse(V: Array, pairs: tuple[Rows, Rows, Array], start: Array | None) -> tup
     top = float(K) if len(one) == K * (K - 1) // 2 else min(float(K), 2.0 * degree.max())
     Z = np.zeros((d, len(one))) if start is None or start.shape != (d, len(one)) else _clip(start, radius)
     Z_before, t = Z, 1.0
-    half = 0.5 * float(np.vdot(V, V))
-    for i in range(PROX_STEPS):
+    # A gap would stop at the square root of rounding; what a projection moves does not.
+    tiny = PROX_RESIDUAL * float(np.linalg.norm(V))
+    if len(one) == K * (K - 1) // 2 and float((np.linalg.norm(V[:, one] - V[:, two], axis=0) - K * radius).max()) <= 0:
+        # Each pair's pull (v_s - v_t) / K is allowed, and together they fuse all tasks.
+        return np.zeros_like(V), (V[:, one] - V[:, two]) / K
+    for _ in range(PROX_STEPS):
         t_next = 0.5 * (1 + np.sqrt(1 + 4 * t * t))
         Y = Z + (t - 1) / t_next * (Z - Z_before)
         W = V - (incidence @ Y.T).T
         new = _clip(Y + (W[:, one] - W[:, two]) / top, radius)
         if float(np.vdot(Y - new, new - Z)) > 0:
             t_next = 1.0
+        moved = float(np.linalg.norm(new - Y))
         Z_before, Z, t = Z, new, t_next
-        if i % 5 == 4:
-            W = V - (incidence @ Z.T).T
-            apart = float((radius * np.linalg.norm(W[:, one] - W[:, two], axis=0)).sum())
-            gap = 0.5 * float(((W - V) ** 2).sum()) + apart - (half - 0.5 * float(np.vdot(W, W)))
-            if gap <= PROX_GAP * max(half, 1e-300):
-                break
+        if moved <= tiny:
+            break
     return V - (incidence @ Z.T).T, Z
 
 
@@ -271,4 +295,4 @@ def _incidence(one: Rows, two: Rows, K: int) -> Any:
 
 
 def _clip(Z: Array, radius: Array) -> Array:
-    return Z * np.minimum(1, radius / np.maximum(np.linalg.norm(Z, axis=0), 1e-300))
+    return Z * shorten(np.linalg.norm(Z, axis=0), radius)

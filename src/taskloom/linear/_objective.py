@@ -28,7 +28,7 @@ class Certificate:
         relative: what a solver stops at: `gap` over the losses of the empty model (above their least value) where there is a
             dual, else `distance` over the norm of the gradient at zero.
         gap: duality gap: the objective is at most this far above the optimum; None without a dual.
-        distance: of minus the gradient to the subdifferential.
+        distance: of minus the gradient to the subdifferential; NaN where there is a gap, which says more.
     """
 
     objective: float
@@ -129,6 +129,9 @@ class Objective:
         W = self.combine(P)
         G = self.gradient(at, W)
         objective = self.value(P, Z, at)
+        if self.problem.is_flat and not P.any():
+            # Nothing to explain, and nothing explained: what a gap would show is rounding.
+            return Certificate(objective, 0.0, None, 0.0)
         dual = self._dual(W, Z, at, G)
         if dual is not None:
             gap = max(objective - dual, 0.0)

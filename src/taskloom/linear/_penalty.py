@@ -146,6 +146,21 @@ def check_strength(name: str, value: Any, *, positive: bool = False) -> None:
         raise OptionError(f"`{name}`={value!r}: need {least}")
 
 
+def as_matrix(name: str, value: Any) -> Array:
+    """A 2-D array of floats.
+
+    Raises:
+        OptionError: it is none.
+    """
+    try:
+        matrix = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"`{name}`={value!r}: need a two-dimensional array of numbers") from error
+    if matrix.ndim != 2 or not matrix.size:
+        raise OptionError(f"`{name}` has shape {matrix.shape}: need a two-dimensional array of numbers")
+    return matrix
+
+
 class Sum(Penalty):
     """Smooth terms and at most one term with a proximal map.
 
@@ -239,5 +254,4 @@ def _merged(one: Penalty, two: Penalty) -> Penalty:
 _REMEDIES = {
     frozenset({"Trace", "L1"}): "use `SparseLowRank`, which gives each its own part of W",
     frozenset({"Trace", "L21"}): "use `Robust` (outlier tasks) or `SparseLowRank`, which give each its own part of W",
-    frozenset({"Trace"}): "add their strengths",
 }

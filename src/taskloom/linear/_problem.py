@@ -52,13 +52,16 @@ class Point:
 
     Attributes:
         gradient: (d, K).
-        intercepts: (K,) b that minimises f at W; zeros without intercepts.
+        intercepts: (K,) b that minimises f at W; zeros without intercepts, and where Gram matrices do without them.
         slope: d phi / dz of each row; None where Gram matrices stand for the rows.
+        level: (K,) intercepts plus mean scores. It moves little from point to point, even where features are far from zero,
+            and so is the first guess for the next point.
     """
 
     gradient: Array
     intercepts: Array
     slope: Array | None = None
+    level: Array | None = None
 
 
 class Problem(ABC):
@@ -77,7 +80,7 @@ class Problem(ABC):
 
     @abstractmethod
     def point(self, W: Array, Z: Array, start: Array | None = None) -> Point:
-        """Gradient and intercepts at W; `start` is a first guess of the intercepts."""
+        """Gradient and intercepts at W; `start` is the level of a point nearby."""
 
     @abstractmethod
     def intercepts(self, W: Array, Z: Array, start: Array | None = None) -> Array:
@@ -124,10 +127,19 @@ class Problem(ABC):
     @cached_property
     def spread(self) -> float:
         """f(0) less the least that its losses could be, above 0: what gaps are relative to."""
-        return max(self._spread(), 1e-300)
+        value, scale = self._spread()
+        # Labels that are constant but for rounding have nothing to explain: below this a difference is noise.
+        return max(value, 1e-14 * scale, 1e-300)
 
     @abstractmethod
-    def _spread(self) -> float: ...
+    def _spread(self) -> tuple[float, float]:
+        """That, and the size of the numbers that it is a difference of."""
+
+    @cached_property
+    def is_flat(self) -> bool:
+        """Whether the labels of every task are constant but for rounding, so that W = 0 explains all there is."""
+        value, scale = self._spread()
+        return value <= 1e-14 * scale
 
     @cached_property
     def _origin_image(self) -> Array:
@@ -179,27 +191,32 @@ class RowsProblem(Problem):
         if not self.labels.fit_intercept:
             return np.zeros(self.n_tasks)
         scores = self._offset(Z)
-        return self._means(self.labels.y - scores) if self._is_squared else best_intercepts(self, scores, start)
+        return self.means(self.labels.y - scores) if self._is_squared else best_intercepts(self, scores, start)
 
     def point(self, W: Array, Z: Array, start: Array | None = None) -> Point:
         b = self.intercepts(W, Z, start)
         scores = self._offset(Z)
-        slope = self.each("derivative", scores + self.design.spread(b) if self.labels.fit_intercept else scores)
-        return Point(self.design.adjoint(self.labels.weight * slope), b, slope)
+        if not self.labels.fit_intercept:
+            slope = self.each("derivative", scores)
+            return Point(self.design.adjoint(self.labels.weight * slope), b, slope)
+        level = None if self._is_squared else b + self.means(scores)
+        slope = self.each("derivative", scores + self.design.spread(b))
+        return Point(self.design.adjoint(self.labels.weight * slope), b, slope, level)
 
-    def _spread(self) -> float:
+    def _spread(self) -> tuple[float, float]:
         zero = np.zeros(self.design.shape)
         empty = RowsProblem(self.design.columns(np.arange(0)), self.labels)
         W = np.zeros((0, self.n_tasks))
         at = empty.point(W, zero)
-        return empty.value(at, W, zero) - empty.dual_value(at, W, zero, 0.0)
+        scale = float((self.labels.weight * np.abs(self.each("value", zero))).sum())
+        return empty.value(at, W, zero) - empty.dual_value(at, W, zero, 0.0), scale
 
     @cached_property
     def _totals(self) -> Array:
         totals = self.design.sum_rows(self.labels.weight)
         return np.where(totals > 0, totals, 1.0)
 
-    def _means(self, R: Array) -> Array:
+    def means(self, R: Array) -> Array:
         """Weighted mean over each task's rows; 0 for a task without weight."""
         return self.design.sum_rows(self.labels.weight * R) / self._totals
 
@@ -210,7 +227,7 @@ class RowsProblem(Problem):
         s = self.labels.weight
         if self.labels.fit_intercept:
             # Any shift of the intercept bounds the minimised function from above; the mean is the best for squared losses.
-            dZ = dZ - self.design.spread(self._means(dZ))
+            dZ = dZ - self.design.spread(self.means(dZ))
         bound = 0.0
         for loss, index in self._parts:
             if np.isfinite(loss.curvature):
@@ -219,7 +236,8 @@ class RowsProblem(Problem):
                 # Poisson: exp(z) = slope + y, and exp(z + dz) - exp(z) - exp(z) dz in a form that does not cancel.
                 mean, step = at.slope[index] + self.labels.y[index], dZ[index]
                 with np.errstate(over="ignore", invalid="ignore"):
-                    bound += float(np.nan_to_num((s[index] * mean * (np.expm1(step) - step)).sum(), nan=np.inf))
+                    rise = np.where(np.abs(step) < 1e-5, 0.5 * step**2 * (1 + step / 3), np.expm1(step) - step)
+                    bound += float(np.nan_to_num((s[index] * mean * rise).sum(), nan=np.inf))
         return bound
 
     def dual_value(self, at: Point, W: Array, Z: Array, c: float) -> float:  # noqa: ARG002
@@ -258,7 +276,9 @@ class RowsProblem(Problem):
     def _feature_norms(self) -> Array:
         # The uncentred norm bounds the centred one from above, and stays true for every loss.
         s = np.broadcast_to(self.labels.weight, self.design.shape)
-        return np.sqrt(self._curvature * np.maximum(self.design.square_adjoint(s), 0))
+        norms = np.sqrt(np.maximum(self.design.square_adjoint(s), 0))
+        # A feature of zeros has no curvature, not even where a loss has no bound.
+        return np.multiply(norms, np.sqrt(self._curvature), where=norms > 0, out=np.zeros_like(norms))
 
 
 class GramProblem(Problem):
@@ -275,6 +295,8 @@ class GramProblem(Problem):
         self.G, self.C, self.energy, self.means = G, C, energy, means
         self.n_features, self.n_tasks = C.shape
         self._energy = float(energy.sum())
+        # Half of what the energy was before the means were taken out.
+        self._scale = self._energy if means is None else 0.5 * float((energy + means[1] ** 2).sum())
 
     def image(self, W: Array) -> Array:
         if self.G.ndim == 2:
@@ -296,8 +318,8 @@ class GramProblem(Problem):
         # A gradient does not need the intercepts: they have been minimised out of the matrices.
         return Point(Z - self.C, np.zeros(self.n_tasks))
 
-    def _spread(self) -> float:
-        return 0.5 * self._energy
+    def _spread(self) -> tuple[float, float]:
+        return 0.5 * self._energy, self._scale
 
     def bregman(self, D: Array, dZ: Array, at: Point) -> float:  # noqa: ARG002
         return 0.5 * float(np.vdot(D, dZ))
@@ -367,22 +389,19 @@ def _gram_problem(design: Design, labels: Labels) -> GramProblem:
 
 
 def _moments(X: Any, Y: Array, s: Array, *, center: bool) -> tuple[Array, Array, Array, Array, Array]:
-    """Second moments of one X and the labels of the tasks that share it, in blocks of rows so that X is never copied whole."""
+    """Second moments of one X and the labels of its tasks, in dense centred blocks of rows: X is never copied whole."""
     d, total = X.shape[1], s.sum()
     keep = center and total > 0
     x_mean = np.asarray(X.T @ s).ravel() / total if keep else np.zeros(d)
     y_mean = (s @ Y) / total if keep else np.zeros(Y.shape[1])
     Yc = Y - y_mean
     energy = s @ Yc**2
-    if is_sparse(X):
-        weighted = X.multiply(s[:, None]).tocsr()
-        G = (X.T @ weighted).toarray() - total * np.outer(x_mean, x_mean) * keep
-        return G, weighted.T @ Yc, energy, x_mean, y_mean
     G, C = np.zeros((d, d)), np.zeros((d, Y.shape[1]))
     rows = max(1, 4_000_000 // d)
-    for start in range(0, len(X), rows):
+    for start in range(0, X.shape[0], rows):
         part = slice(start, start + rows)
-        block = (X[part] - x_mean) * np.sqrt(s[part])[:, None]
+        rows_of_part = X[part].toarray() if is_sparse(X) else X[part]
+        block = (rows_of_part - x_mean) * np.sqrt(s[part])[:, None]
         G += block.T @ block
         C += block.T @ (Yc[part] * np.sqrt(s[part])[:, None])
     return G, C, energy, x_mean, y_mean

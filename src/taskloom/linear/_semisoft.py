@@ -51,7 +51,7 @@ class MixtureProblem(Problem):
 
     def point(self, W: Array, Z: Array, start: Array | None = None) -> Point:
         at = self.inner.point(W @ self.V.T, Z, start)
-        return Point(at.gradient @ self.V, at.intercepts, at.slope)
+        return Point(at.gradient @ self.V, at.intercepts, at.slope, at.level)
 
     def intercepts(self, W: Array, Z: Array, start: Array | None = None) -> Array:
         return self.inner.intercepts(W @ self.V.T, Z, start)
@@ -65,8 +65,8 @@ class MixtureProblem(Problem):
     def dual_value(self, at: Point, W: Array, Z: Array, c: float) -> float:
         return self.inner.dual_value(at, W @ self.V.T, Z, c)
 
-    def _spread(self) -> float:
-        return self.inner.spread
+    def _spread(self) -> tuple[float, float]:
+        return self.inner.spread, 0.0
 
     def lipschitz(self) -> Array:
         return self.inner.lipschitz() @ self.V**2

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from taskloom.linear._penalty import Penalty, Quadratic, Sum, check_strength
+from taskloom.linear._penalty import Penalty, Quadratic, Sum, as_matrix, check_strength
 from taskloom.linear._sparse_penalties import L21
 from taskloom.tasks import Array, OptionError
 
@@ -106,10 +106,11 @@ class Graph(TaskQuadratic):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_strength("ridge", self.ridge)
-        A = np.asarray(self.affinity, dtype=np.float64)
-        if self.affinity is None or A.ndim != 2 or A.shape[0] != A.shape[1]:
-            found = "None" if self.affinity is None else f"shape {A.shape}"
-            raise OptionError(f"`affinity`: found {found}; a graph of K tasks is a square (K, K) array")
+        if self.affinity is None:
+            raise OptionError("`affinity` is None; a graph of K tasks is a square (K, K) array")
+        A = as_matrix("affinity", self.affinity)
+        if A.shape[0] != A.shape[1]:
+            raise OptionError(f"`affinity` has shape {A.shape}; a graph of K tasks is a square (K, K) array")
         if not np.isfinite(A).all():
             raise OptionError("`affinity` holds a value that is not finite; use 0 for tasks that are not joined")
         if np.abs(A - A.T).max() > 1e-10 * max(1.0, np.abs(A).max()):
@@ -208,8 +209,7 @@ class FeatureRelations(Quadratic):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        R = np.asarray(self.relations, dtype=np.float64)
-        if self.relations is None or R.ndim != 2 or not np.isfinite(R).all():
+        if not np.isfinite(as_matrix("relations", self.relations)).all():
             raise OptionError("`relations`: need a finite (r, d) array, one relation between features a row")
 
     def __eq__(self, other: object) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 
 from taskloom.linear._objective import Certificate, Objective
 from taskloom.linear._penalty import Penalty
-from taskloom.linear._problem import Problem
+from taskloom.linear._problem import Point, Problem
 from taskloom.tasks import Array, OptionError
 
 
@@ -37,7 +37,7 @@ class SolverOptions:
     check_every: int = 10
 
     def __post_init__(self) -> None:
-        if not isinstance(self.tol, int | float | np.number) or not 0 < self.tol < np.inf:
+        if not isinstance(self.tol, int | float | np.number) or isinstance(self.tol, bool) or not 0 < self.tol < np.inf:
             raise OptionError(f"`tol`={self.tol!r}: need a positive number, for example 1e-6")
         for name in ("max_iter", "check_every"):
             value = getattr(self, name)
@@ -52,7 +52,7 @@ class SolverState:
     Attributes:
         P: the variable, and `Z` the image of its W.
         P_before: the variable one step ago, and `Z_before` its image.
-        intercepts: (K,) of the last point, a first guess for the next.
+        level: (K,) of the last point, see `Point`; empty where there is none.
         momentum: t of the accelerated gradient.
         L: inverse of the step.
         n_iter: steps so far.
@@ -65,13 +65,18 @@ class SolverState:
     Z: Array
     P_before: Array
     Z_before: Array
-    intercepts: Array
+    level: Array = field(default_factory=lambda: np.zeros(0))
     momentum: float = 1.0
     L: float = 0.0
     n_iter: int = 0
     memory: dict[str, Array] = field(default_factory=dict)
     trace: list[tuple[int, float, float]] = field(default_factory=list)
     stuck: bool = False
+
+    @property
+    def first_guess(self) -> Array | None:
+        """The level, where there is one."""
+        return self.level if len(self.level) else None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain arrays and numbers by name, for `numpy.savez` or `pickle`."""
@@ -139,13 +144,17 @@ class Solver(ABC):
         """The state before the first step, at W or at zero."""
         problem = objective.problem
         P = objective.start(W)
+        if not np.isfinite(objective.rest.value(P)):
+            # A start outside of a constraint is moved to the nearest point inside.
+            P = objective.prox(P, 1.0, {})
         Z = problem.image(objective.combine(P))
         at = problem.point(objective.combine(P), Z)
         G = objective.gradient(at, objective.combine(P))
-        # The curvature along the gradient is a first guess from below; a step that is too long is found out and halved.
-        dZ = problem.image(G)
-        L = objective.curvature(objective.start(G), dZ, at) * objective.n_parts
-        return SolverState(P, Z, P, Z, at.intercepts, L=L if np.isfinite(L) and L > 0 else 1.0)
+        # The curvature along a short way down the gradient is a first guess: an exponential far away would say nothing of here.
+        short = 1e-3 / max(float(np.abs(problem.image(G)).max(initial=0.0)), 1e-300)
+        D = short * G
+        L = objective.curvature(objective.start(D), problem.image(D), at) * objective.n_parts
+        return SolverState(P, Z, P, Z, level_of(at), L=L if np.isfinite(L) and L > 0 else 1.0)
 
     @abstractmethod
     def step(self, objective: Objective, state: SolverState, options: SolverOptions) -> SolverState:
@@ -154,13 +163,13 @@ class Solver(ABC):
     def terminate(self, objective: Objective, state: SolverState) -> Certificate:
         """The certificate at the state's point."""
         W = objective.combine(state.P)
-        at = objective.problem.point(W, state.Z, state.intercepts)
+        at = objective.problem.point(W, state.Z, state.first_guess)
         return objective.certificate(state.P, state.Z, at)
 
     def postprocess(self, objective: Objective, state: SolverState) -> tuple[Array, Array, Array]:
         """W, intercepts and parts of the final state."""
         W = objective.combine(state.P)
-        intercepts = objective.problem.intercepts(W, state.Z, state.intercepts)
+        intercepts = objective.problem.intercepts(W, state.Z, state.first_guess)
         return W, intercepts, state.P if objective.is_split else state.P[None]
 
 
@@ -180,32 +189,37 @@ class Fista(Solver):
         beta = (state.momentum - 1) / t
         Y = state.P + beta * (state.P - state.P_before) if beta else state.P
         ZY = state.Z + beta * (state.Z - state.Z_before) if beta else state.Z
-        P, Z, L, intercepts, memory = proximal_step(objective, Y, ZY, replace(state, L=state.L * self.relax))
+        P, Z, L, level, memory = proximal_step(objective, Y, ZY, replace(state, L=state.L * self.relax))
         if float(np.vdot(Y - P, P - state.P)) > 0:
             t = 1.0
         stuck = bool((P == state.P).all()) and state.momentum == 1.0
-        return SolverState(P, Z, state.P, state.Z, intercepts, t, L, state.n_iter + 1, memory, state.trace, stuck)
+        return SolverState(P, Z, state.P, state.Z, level, t, L, state.n_iter + 1, memory, state.trace, stuck)
+
+
+def level_of(at: Point) -> Array:
+    """What a state keeps of a point's intercepts."""
+    return np.zeros(0) if at.level is None else at.level
 
 
 def proximal_step(objective: Objective, Y: Array, ZY: Array, state: SolverState) -> tuple[Array, Array, float, Array, dict]:
     """A proximal gradient step from Y, as short as the curvature along it asks for.
 
     Returns:
-        the new variable, its image, the inverse step taken, intercepts at Y, and the penalty's memory.
+        the new variable, its image, the inverse step taken, the level at Y, and the penalty's memory.
     """
     problem = objective.problem
     W = objective.combine(Y)
-    at = problem.point(W, ZY, state.intercepts)
+    at = problem.point(W, ZY, state.first_guess)
     G = objective.gradient(at, W)
     L, memory = state.L, dict(state.memory)
     while True:
         P = objective.prox(Y - G / L, 1 / L, memory)
         Z = problem.image(objective.combine(P))
         needed = objective.curvature(P - Y, Z - ZY, at)
-        if needed <= L * (1 + 1e-9):
-            return P, Z, L, at.intercepts, memory
-        # An infinite curvature (an exponential that overflows) says nothing of its size: shorten by a lot.
-        L = max(1.02 * needed, 1.05 * L) if np.isfinite(needed) else 10 * L
+        if needed <= L * (1 + 1e-9) or not np.isfinite(L):
+            return P, Z, L, level_of(at), memory
+        # Far away an exponential may need a step that is far too short here: shorten by and by.
+        L = min(max(1.02 * needed, 1.05 * L), 4 * L) if np.isfinite(needed) else 4 * L
 
 
 def minimize(
@@ -235,7 +249,8 @@ def minimize(
     reason = solver.unsupported(objective)
     if reason:
         raise OptionError(f"`solver`={solver.name!r} {reason}; use solver='fista'")
-    state = solver.init(objective, start) if state is None else state
+    # The caller's state stays as it is.
+    state = solver.init(objective, _check_start(start, problem)) if state is None else replace(state, trace=list(state.trace))
     last = state.n_iter + options.max_iter
     if not solver.looks_first:
         state = solver.step(objective, state, options)
@@ -252,9 +267,16 @@ def minimize(
     return Solution(W, intercepts, parts, certificate, state.n_iter, converged, message, state)
 
 
+def _check_start(start: Array | None, problem: Problem) -> Array | None:
+    if start is not None and start.shape != (problem.n_features, problem.n_tasks):
+        raise OptionError(f"`start` has shape {start.shape}; need {(problem.n_features, problem.n_tasks)}, features x tasks")
+    return start
+
+
 def _look(solver: Solver, objective: Objective, state: SolverState) -> Certificate:
     certificate = solver.terminate(objective, state)
-    state.trace.append((state.n_iter, certificate.objective, certificate.relative))
+    if not state.trace or state.trace[-1][0] != state.n_iter:
+        state.trace.append((state.n_iter, certificate.objective, certificate.relative))
     return certificate
 
 

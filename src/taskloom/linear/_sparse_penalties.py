@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from taskloom.linear._penalty import Penalty
+from taskloom.linear._penalty import Penalty, as_matrix
 from taskloom.linear._total_variation import prox_total_variation
 from taskloom.tasks import Array, OptionError
 
@@ -50,8 +50,8 @@ class L1(Penalty):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.weights is not None:
-            weights = np.asarray(self.weights, dtype=np.float64)
-            if weights.ndim != 2 or not np.isfinite(weights).all() or weights.min(initial=0) < 0:
+            weights = as_matrix("weights", self.weights)
+            if not np.isfinite(weights).all() or weights.min(initial=0) < 0:
                 raise OptionError(
                     f"`weights` of shape {weights.shape}: need a finite (d, K) array of numbers that are 0 or more"
                 )
@@ -94,8 +94,10 @@ class L1(Penalty):
 
     def merge(self, other: Penalty) -> Penalty | None:
         """L1 + L1 and L1 + L21 have exact proximal maps."""
-        if self.weights is None and isinstance(other, L1) and other.weights is None:
-            return L1(self.strength + other.strength)
+        if isinstance(other, L1):
+            if self.weights is None and other.weights is None:
+                return L1(self.strength + other.strength)
+            return L1(1.0, self._threshold + other._threshold)
         if self.weights is None and isinstance(other, L21):
             return Fused(fusion=0.0, sparsity=self.strength, group=other.strength)
         return None
@@ -190,8 +192,7 @@ class Fused(Penalty):
         # Feasible for one part is feasible for the sum, and no entry can hide from all three parts.
         parts = [v / s for v, s in ((most, self.sparsity), (widest, self.group)) if s > 0]
         high, low = min(parts), 0.0
-        while high - low > 1e-9 * high:
-            middle = 0.5 * (low + high)
+        while high - low > 1e-15 * high and low < (middle := 0.5 * (low + high)) < high:
             low, high = (low, middle) if not self.prox(U, middle).any() else (middle, high)
         return high
 

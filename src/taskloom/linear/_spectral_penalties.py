@@ -147,7 +147,7 @@ class Clustered(Penalty):
     def __post_init__(self) -> None:
         for name in self.strengths:
             check_strength(name, getattr(self, name), positive=True)
-        if not isinstance(self.n_clusters, int | np.integer) or self.n_clusters < 1:
+        if not isinstance(self.n_clusters, int | np.integer) or isinstance(self.n_clusters, bool) or self.n_clusters < 1:
             raise OptionError(f"`n_clusters`={self.n_clusters!r}: need a whole number, 1 or more")
 
     def check(self, d: int, K: int) -> None:  # noqa: ARG002

@@ -64,6 +64,14 @@ class L1Inf(Penalty):
         widest = float(np.abs(U).sum(1).max(initial=0))
         return widest / self.strength if self.strength > 0 else (np.inf if widest > 0 else 0.0)
 
+    def lambda_max(self, G: Array) -> float:
+        """The greatest l1 norm of a row of the gradient."""
+        return L1Inf(1.0).polar(G)
+
+    def merge(self, other: Penalty) -> Penalty | None:
+        """L1Inf + L1Inf is one."""
+        return L1Inf(self.strength + other.strength) if isinstance(other, L1Inf) else None
+
 
 @dataclass(frozen=True)
 class OutlierTasks(Penalty):
@@ -93,9 +101,20 @@ class OutlierTasks(Penalty):
         longest = float(np.linalg.norm(U, axis=0).max(initial=0))
         return longest / self.strength if self.strength > 0 else (np.inf if longest > 0 else 0.0)
 
+    def lambda_max(self, G: Array) -> float:
+        """The longest column of the gradient."""
+        return OutlierTasks(1.0).polar(G)
+
+    def merge(self, other: Penalty) -> Penalty | None:
+        """OutlierTasks + OutlierTasks is one."""
+        return OutlierTasks(self.strength + other.strength) if isinstance(other, OutlierTasks) else None
+
 
 class Split(Penalty):
-    """W = sum of parts; `value`, `prox` and `distance` take the parts, (m, d, K)."""
+    """W = sum of parts; `value`, `prox` and `distance` take the parts, (m, d, K).
+
+    The smooth terms of a sum with a split penalty are of W, which a solver knows; `Sum.value` of parts is not defined.
+    """
 
     @property
     @abstractmethod

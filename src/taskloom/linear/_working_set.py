@@ -18,7 +18,7 @@ from taskloom.linear._objective import Certificate, Objective
 from taskloom.linear._penalty import Penalty, Sum
 from taskloom.linear._problem import Point
 from taskloom.linear._smooth_penalties import TaskQuadratic
-from taskloom.linear._solver import Fista, Solver, SolverOptions, SolverState, minimize
+from taskloom.linear._solver import Fista, Solver, SolverOptions, SolverState, level_of, minimize
 from taskloom.linear._sparse_penalties import L1, L21, Fused
 from taskloom.tasks import Array, Rows
 
@@ -53,7 +53,7 @@ class WorkingSet(Solver):
         Z = problem.image_of(support, P[support])
         at = problem.point(P, Z)
         memory = {**_kept(at), "alive": np.ones(problem.n_features, bool)}
-        return SolverState(P, Z, P, Z, at.intercepts, memory=memory)
+        return SolverState(P, Z, P, Z, level_of(at), memory=memory)
 
     def terminate(self, objective: Objective, state: SolverState) -> Certificate:
         return objective.certificate(state.P, state.Z, _point(state))
@@ -75,11 +75,11 @@ class WorkingSet(Solver):
         P[chosen] = inner.W
         support = chosen[inner.W.any(axis=1)]
         Z = problem.image_of(support, P[support])
-        at = problem.point(P, Z, inner.intercepts)
+        at = problem.point(P, Z, state.first_guess)
         memory |= _kept(at)
         stuck = bool((P == state.P).all())
         n_iter = state.n_iter + max(inner.n_iter, 1)
-        return SolverState(P, Z, state.P, state.Z, at.intercepts, n_iter=n_iter, memory=memory, trace=state.trace, stuck=stuck)
+        return SolverState(P, Z, state.P, state.Z, level_of(at), n_iter=n_iter, memory=memory, trace=state.trace, stuck=stuck)
 
     @staticmethod
     def _solver_of(objective: Objective) -> Solver:
@@ -90,11 +90,12 @@ class WorkingSet(Solver):
 
 def _kept(at: Point) -> dict[str, Array]:
     """A point as arrays: the gradient at all features is what an iteration costs, so that it is taken once."""
-    return {"gradient": at.gradient} if at.slope is None else {"gradient": at.gradient, "slope": at.slope}
+    kept = {"gradient": at.gradient, "intercepts": at.intercepts}
+    return kept if at.slope is None else {**kept, "slope": at.slope}
 
 
 def _point(state: SolverState) -> Point:
-    return Point(state.memory["gradient"], state.intercepts, state.memory.get("slope"))
+    return Point(state.memory["gradient"], state.memory["intercepts"], state.memory.get("slope"))
 
 
 def _is_sparse(penalty: Penalty) -> bool:
