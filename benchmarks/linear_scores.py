@@ -66,7 +66,11 @@ def school() -> None:
             scores.setdefault(name, []).append(explained(y[test], predicted))
         print(f"split {i}", {name: round(found[-1], 1) for name, found in scores.items()}, file=sys.stderr)
     base = np.array(scores["ridge, each school alone"])
-    publish("linear_school_scores", "School: explained variance in percent, 10 splits", [_row(n, s, base) for n, s in scores.items()])
+    publish(
+        "linear_school_scores",
+        "School: explained variance in percent, 10 splits",
+        [_row(n, s, base) for n, s in scores.items()],
+    )
 
 
 def _row(name: str, scores: list[float], base: np.ndarray) -> dict[str, Any]:
@@ -85,14 +89,25 @@ def _row(name: str, scores: list[float], base: np.ndarray) -> dict[str, Any]:
 
 def landmine() -> None:
     cells = loadmat(DATA / "landmine" / "LandmineData.mat")
-    parts = [(x.astype(float), y.ravel().astype(float)) for x, y in zip(cells["feature"].ravel(), cells["label"].ravel(), strict=True)]
+    parts = [
+        (x.astype(float), y.ravel().astype(float))
+        for x, y in zip(cells["feature"].ravel(), cells["label"].ravel(), strict=True)
+    ]
     tasks = [Task(f"field {t + 1}", "binary", classes=("clutter", "mine"), metric="auc") for t in range(len(parts))]
     data = TaskData.own_rows(parts, tasks, by="field")
-    found = study(data, ["ridge", "lowrank", "sparse", "graph", "clustered", "robust"], seeds=10, options=StudyOptions(cache=False))
+    found = study(
+        data, ["ridge", "lowrank", "sparse", "graph", "clustered", "robust"], seeds=10, options=StudyOptions(cache=False)
+    )
     rows = []
     for summary in found.outcome.summaries if hasattr(found, "outcome") else found.summaries:
         scores = [unit.scores for unit in found.units if unit.recipe == summary.recipe]
-        rows.append({"recipe": summary.recipe, "mean AUC": float(np.mean(scores)), "sd over seeds": float(np.mean(scores, axis=1).std(ddof=1))})
+        rows.append(
+            {
+                "recipe": summary.recipe,
+                "mean AUC": float(np.mean(scores)),
+                "sd over seeds": float(np.mean(scores, axis=1).std(ddof=1)),
+            }
+        )
     publish("linear_landmine_scores", "Landmine: mean area under the ROC curve, 29 fields, 10 seeds", rows)
     print("\n".join(found.words()))
 

@@ -9,8 +9,9 @@ import numpy as np
 from scipy.special import expit
 
 from taskloom.linear._design import OwnRows, SharedRows
+from taskloom.linear._gram_problem import smooth_problem
 from taskloom.linear._losses import get_loss
-from taskloom.linear._problem import Labels, smooth_problem
+from taskloom.linear._problem import Labels
 
 WIDTH = 1.35
 VALUE = {

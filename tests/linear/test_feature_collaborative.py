@@ -17,8 +17,9 @@ from taskloom.linear._feature_collaborative import (
     project_to_capped_simplex,
     spectral_step,
 )
+from taskloom.linear._gram_problem import smooth_problem
 from taskloom.linear._losses import Squared
-from taskloom.linear._problem import Labels, smooth_problem
+from taskloom.linear._problem import Labels
 from taskloom.linear._smooth_penalties import Ridge
 from taskloom.linear._solver import Fista, SolverOptions, minimize
 from taskloom.linear._sparse_penalties import L1

@@ -8,9 +8,10 @@ from tests.linear.linear_problems import SHAPES, make_case
 
 from taskloom.linear._design import SharedRows
 from taskloom.linear._distance_penalties import Fusion
+from taskloom.linear._gram_problem import smooth_problem
 from taskloom.linear._losses import Squared
 from taskloom.linear._multi_level import MultiLevel, level_groups
-from taskloom.linear._problem import Labels, RowsProblem, smooth_problem
+from taskloom.linear._problem import Labels, RowsProblem
 from taskloom.linear._solver import Fista, SolverOptions, minimize
 from taskloom.tasks import OptionError
 

@@ -64,11 +64,11 @@ def test_one_strength_serves_tasks_of_both_kinds():
 
 def test_sharing_helps_when_tasks_share_a_subspace():
     rng = np.random.default_rng(1)
-    W = rng.normal(size=(20, 2)) @ rng.normal(size=(2, 12))
+    W = rng.normal(size=(40, 2)) @ rng.choice([-1.0, 1.0], size=(2, 12))
     parts = []
     for t in range(12):
-        X = rng.normal(size=(40, 20))
-        parts.append((X, X @ W[:, t] + rng.normal(size=40)))
+        X = rng.normal(size=(80, 40))
+        parts.append((X, X @ W[:, t] + 3 * rng.normal(size=80)))
     found = study(TaskData.own_rows(parts), ["ridge", "lowrank"], seeds=4, options=StudyOptions(cache=False))
     (summary,) = [s for s in found.summaries if s.recipe == "lowrank"]
     assert summary.low > 0

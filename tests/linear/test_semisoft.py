@@ -7,8 +7,9 @@ from scipy.optimize import approx_fprime
 from tests.linear.linear_problems import SHAPES, make_case
 
 from taskloom.linear._design import OwnRows, SharedRows
+from taskloom.linear._gram_problem import smooth_problem
 from taskloom.linear._losses import Squared, get_loss
-from taskloom.linear._problem import Labels, RowsProblem, smooth_problem
+from taskloom.linear._problem import Labels, RowsProblem
 from taskloom.linear._semisoft import MixtureProblem, SemisoftClusters, SimplexColumns
 from taskloom.linear._semisoft_steps import align, deal_folds, fit_centers, project_to_simplex, purity, semisoft, to_simplex
 from taskloom.linear._solver import Fista, SolverOptions, minimize

@@ -22,9 +22,9 @@ from sklearn.svm import LinearSVC
 from tests.linear.linear_problems import LOSSES, SHAPES, make_case
 
 from taskloom.linear._distance_penalties import CrossLearning, Fusion
+from taskloom.linear._gram_problem import GramProblem
 from taskloom.linear._objective import Objective
 from taskloom.linear._penalty import Sum
-from taskloom.linear._problem import GramProblem
 from taskloom.linear._smooth_penalties import FeatureRelations, Graph, MeanRegularized, Ridge
 from taskloom.linear._solver import Fista, SolverOptions, SolverState, minimize
 from taskloom.linear._sparse_penalties import L1, L21, Fused

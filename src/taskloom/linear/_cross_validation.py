@@ -14,8 +14,8 @@ from threadpoolctl import threadpool_limits
 
 from taskloom.linear._estimators import MultiTaskClassifier, MultiTaskRegressor, PenalizedTasks
 from taskloom.linear._fit import path_factors, solve_path
+from taskloom.linear._gram_problem import smooth_problem
 from taskloom.linear._penalty import Penalty
-from taskloom.linear._problem import smooth_problem
 from taskloom.linear._procedure import Procedure
 from taskloom.linear._solver import Solution
 from taskloom.linear._training import Training, task_labels

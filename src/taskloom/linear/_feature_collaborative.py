@@ -15,8 +15,9 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 
 from taskloom.linear._design import Design
+from taskloom.linear._gram_problem import smooth_problem
 from taskloom.linear._penalty import Sum, check_strength
-from taskloom.linear._problem import Labels, Problem, smooth_problem
+from taskloom.linear._problem import Labels, Problem
 from taskloom.linear._procedure import Procedure
 from taskloom.linear._smooth_penalties import Ridge
 from taskloom.linear._solver import Fista, Solution, SolverOptions, minimize

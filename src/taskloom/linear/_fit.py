@@ -14,9 +14,10 @@ from sklearn.exceptions import ConvergenceWarning
 from taskloom.linear._anderson import Anderson
 from taskloom.linear._coordinate_descent import CoordinateDescent
 from taskloom.linear._design import Design, SharedRows
+from taskloom.linear._gram_problem import smooth_problem
 from taskloom.linear._objective import Objective
 from taskloom.linear._penalty import Penalty
-from taskloom.linear._problem import Labels, Problem, RowsProblem, smooth_problem
+from taskloom.linear._problem import Labels, Problem, RowsProblem
 from taskloom.linear._procedure import Procedure
 from taskloom.linear._solver import Fista, Solution, Solver, SolverOptions, minimize
 from taskloom.linear._working_set import WorkingSet

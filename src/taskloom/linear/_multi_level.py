@@ -12,8 +12,9 @@ import numpy as np
 
 from taskloom.linear._design import Design
 from taskloom.linear._distance_penalties import Fusion
+from taskloom.linear._gram_problem import smooth_problem
 from taskloom.linear._penalty import check_strength
-from taskloom.linear._problem import Labels, smooth_problem
+from taskloom.linear._problem import Labels
 from taskloom.linear._procedure import Procedure
 from taskloom.linear._solver import Fista, Solution, SolverOptions, minimize
 from taskloom.tasks import Array, OptionError

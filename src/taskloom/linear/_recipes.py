@@ -14,10 +14,11 @@ import numpy as np
 from taskloom.linear._check import row_blocks
 from taskloom.linear._design import Design, OwnRows, SharedRows
 from taskloom.linear._fit import solve_path
+from taskloom.linear._gram_problem import smooth_problem
 from taskloom.linear._losses import Logistic, Loss, Squared, scale_factor
 from taskloom.linear._penalty import Penalty
 from taskloom.linear._predictor import LinearPredictor
-from taskloom.linear._problem import Labels, Problem, smooth_problem
+from taskloom.linear._problem import Labels, Problem
 from taskloom.linear._ridge import strengths, validation_loss
 from taskloom.linear._smooth_penalties import Graph, MeanRegularized, Ridge
 from taskloom.linear._solver import Solution, SolverOptions

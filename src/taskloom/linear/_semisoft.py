@@ -13,8 +13,9 @@ import numpy as np
 from scipy.special import expit
 
 from taskloom.linear._design import Design, OwnRows, SharedRows
+from taskloom.linear._gram_problem import smooth_problem
 from taskloom.linear._penalty import Penalty, check_strength
-from taskloom.linear._problem import Labels, Point, Problem, RowsProblem, smooth_problem
+from taskloom.linear._problem import Labels, Point, Problem, RowsProblem
 from taskloom.linear._procedure import Procedure
 from taskloom.linear._semisoft_steps import align, deal_folds, fit_centers, project_to_simplex, semisoft
 from taskloom.linear._solver import Fista, Solution, SolverOptions, minimize

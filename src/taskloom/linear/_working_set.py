@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskloom.linear._coordinate_descent import CoordinateDescent
+from taskloom.linear._gram_problem import smooth_problem
 from taskloom.linear._objective import Certificate, Objective
 from taskloom.linear._penalty import Penalty, Sum
-from taskloom.linear._problem import Point
+from taskloom.linear._problem import Point, RowsProblem
 from taskloom.linear._smooth_penalties import TaskQuadratic
 from taskloom.linear._solver import Fista, Solver, SolverOptions, SolverState, level_of, minimize
 from taskloom.linear._sparse_penalties import L1, L21, Fused
@@ -68,7 +69,8 @@ class WorkingSet(Solver):
         tol = max(0.1 * min(relative, 1.0), 0.3 * options.tol)
         part, penalty = problem.restrict(chosen), _restricted(objective.penalty, chosen)
         solver = self._solver_of(Objective(part, penalty))
-        part = part if isinstance(solver, CoordinateDescent) else part.compact()
+        if isinstance(solver, Fista) and isinstance(part, RowsProblem):
+            part = smooth_problem(part.design, part.labels)
         inner_options = SolverOptions(tol=tol, max_iter=options.max_iter, check_every=options.check_every)
         inner = minimize(part, penalty, solver=solver, options=inner_options, start=state.P[chosen])
         P = np.zeros_like(state.P)
