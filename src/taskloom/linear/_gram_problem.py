@@ -5,6 +5,7 @@ Letters: K tasks, N rows in all, d features, W (d, K) coefficients, Z image of W
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,7 @@ class GramProblem(Problem):
         # A gradient does not need the intercepts: they have been minimised out of the matrices.
         return Point(Z - self.C, np.zeros(self.n_tasks))
 
+    @cached_property
     def _spread(self) -> tuple[float, float]:
         return 0.5 * self._energy, self._scale
 

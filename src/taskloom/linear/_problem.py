@@ -127,10 +127,11 @@ class Problem(ABC):
     @cached_property
     def spread(self) -> float:
         """f(0) less the least that its losses could be, above 0: what gaps are relative to."""
-        value, scale = self._spread()
+        value, scale = self._spread
         # Labels that are constant but for rounding have nothing to explain: below this a difference is noise.
         return max(value, 1e-14 * scale, 1e-300)
 
+    @cached_property
     @abstractmethod
     def _spread(self) -> tuple[float, float]:
         """That, and the size of the numbers that it is a difference of."""
@@ -138,7 +139,7 @@ class Problem(ABC):
     @cached_property
     def is_flat(self) -> bool:
         """Whether the labels of every task are constant but for rounding, so that W = 0 explains all there is."""
-        value, scale = self._spread()
+        value, scale = self._spread
         return value <= 1e-14 * scale
 
     @cached_property
@@ -203,7 +204,12 @@ class RowsProblem(Problem):
         slope = self.each("derivative", scores + self.design.spread(b))
         return Point(self.design.adjoint(self.labels.weight * slope), b, slope, level)
 
+    @cached_property
     def _spread(self) -> tuple[float, float]:
+        if self._is_squared and self.labels.offset is None:
+            y, s = self.labels.y, self.labels.weight
+            error = y - self.design.spread(self.means(y)) if self.labels.fit_intercept else y
+            return 0.5 * float((s * error**2).sum()), 0.5 * float((s * y**2).sum())
         zero = np.zeros(self.design.shape)
         empty = RowsProblem(self.design.columns(np.arange(0)), self.labels)
         W = np.zeros((0, self.n_tasks))

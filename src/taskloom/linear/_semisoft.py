@@ -7,6 +7,7 @@ of each model on each task, Z image of W, p (K,) strengths of the single tasks' 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar, Self
 
 import numpy as np
@@ -66,6 +67,7 @@ class MixtureProblem(Problem):
     def dual_value(self, at: Point, W: Array, Z: Array, c: float) -> float:
         return self.inner.dual_value(at, W @ self.V.T, Z, c)
 
+    @cached_property
     def _spread(self) -> tuple[float, float]:
         return self.inner.spread, 0.0
 
