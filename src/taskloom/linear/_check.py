@@ -13,6 +13,9 @@ from scipy import sparse
 
 from taskloom.tasks import Array, DataError, Rows
 
+# Kinds of numpy's types that compare by value: 1 and 1.0 are one label.
+_NUMBERS = "biuf"
+
 
 @dataclass(frozen=True)
 class TaskRows:
@@ -60,7 +63,8 @@ def find_tasks(tasks: Any, names: Array, n: int) -> Rows:
         array([ 1, -1])
     """
     labels = _labels(tasks, n)
-    if not np.can_cast(labels.dtype, names.dtype, casting="same_kind") and labels.dtype.kind != names.dtype.kind:
+    if (labels.dtype.kind in _NUMBERS) != (names.dtype.kind in _NUMBERS):
+        # A number is no text: "1" and 1 are two labels.
         return np.full(n, -1)
     places = np.clip(np.searchsorted(names, labels), 0, len(names) - 1)
     return np.where(names[places] == labels, places, -1)

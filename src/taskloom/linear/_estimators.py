@@ -118,7 +118,8 @@ class MultiTaskRegressor(RegressorMixin, PenalizedTasks):
         penalty: what couples the tasks: `Trace(0.1)` (default), `L21`, `Graph`, ... or a sum of them.
         loss: `squared` (default), `huber`, `poisson`; for mixed tasks a mapping from task label to loss, where `logistic` and
             `squared_hinge` take labels of -1 and +1. Tasks of several losses are put on one scale, see `Loss.unit`.
-        scale: how a task's loss is scaled: `mean` over its rows, `sum`, or as `sklearn` or `malsar` do; see `scale_factor`.
+        scale: how a task's loss is scaled: `mean` over its rows; `sum`; `sklearn`: mean for real labels (`Lasso`,
+            `MultiTaskLasso`), sum for the others (`LogisticRegression`); `malsar`: sum for real labels, mean for the others.
         fit_intercept: whether each task has an intercept.
         tol: relative duality gap to reach (or relative distance to the subdifferential where there is no dual).
         max_iter: iterations at most.
@@ -129,7 +130,14 @@ class MultiTaskRegressor(RegressorMixin, PenalizedTasks):
         coef_: (K, d).
         intercept_: (K,).
         tasks_: (K,) labels of the tasks.
-        dual_gap_: see `PenalizedTasks`, with `optimality_`, `objective_`, `n_iter_`, `converged_`, `message_`, `parts_`.
+        dual_gap_: duality gap of the fit, in the units of the objective; NaN where the penalty has no dual.
+        optimality_: what was held against `tol`: the relative duality gap, or the relative distance to the subdifferential.
+        objective_: losses plus penalty.
+        n_iter_: iterations of the solver.
+        converged_: whether `optimality_` reached `tol`.
+        message_: why the solver stopped, and what to do if it should not have.
+        parts_: (m, K, d) the parts of `coef_` under a penalty that splits it (`Dirty`, `Robust`, `SparseLowRank`).
+        details_: what a model such as `SemisoftClusters` knows beside its coefficients, by name.
 
     Examples:
         >>> rng = np.random.default_rng(0)
@@ -180,8 +188,9 @@ class MultiTaskRegressor(RegressorMixin, PenalizedTasks):
             columns = scores[:, None] if scores.ndim == 1 else scores
             means = np.stack([_mean(loss.name, z) for loss, z in zip(self.losses_, columns.T, strict=True)], axis=1)
             return means[:, 0] if scores.ndim == 1 else means
-        # An unseen task is predicted by the mean model of one loss; of several losses it has no mean response.
         places = self._places(tasks, len(scores))
+        if (places < 0).any() and len({loss.name for loss in self.losses_}) > 1:
+            raise OptionError("`unseen`='mean': the tasks have different losses, so that an unseen task has none; use 'error'")
         names = [self.losses_[place].name for place in places]
         return np.array([_mean(name, z) for name, z in zip(names, scores, strict=True)])
 

@@ -115,4 +115,4 @@ def path_factors(problem: Problem, penalty: Penalty | Procedure, n: int, ratio: 
 def warn_unless_converged(estimator: object, solution: Solution) -> None:
     """Tell the user what stopped the solver, if it was not the certificate."""
     if not solution.converged:
-        warnings.warn(f"{type(estimator).__name__}: {solution.message}", ConvergenceWarning, stacklevel=3)
+        warnings.warn(f"{type(estimator).__name__}: {solution.message}", ConvergenceWarning, stacklevel=5)

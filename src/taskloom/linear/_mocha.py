@@ -77,7 +77,7 @@ class Mocha(LinearTasks):
         n_iter_: rounds done.
         converged_: whether the gap is below `tol`; if not, fit warns with a `ConvergenceWarning`.
         message_: why not and what to do; empty if it is.
-        state_: the `MochaState` at the end, to go on from.
+        state_: what the solver knows at the end; give it to `fit` as `state` to go on from there.
         shares_rows_: whether all tasks share the rows of X.
         is_single_: whether y was 1-D without task labels.
 

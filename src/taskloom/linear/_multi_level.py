@@ -55,12 +55,9 @@ class MultiLevel(Procedure):
         OptionError: an option out of range.
 
     Examples:
-        >>> from taskloom.linear._design import SharedRows
-        >>> from taskloom.linear._losses import Squared
+        >>> from taskloom.linear import MultiTaskRegressor
         >>> X, W = np.random.default_rng(0).normal(size=(50, 2)), np.array([[1.0, 1.0, 5.0], [0.0, 0.0, 3.0]])
-        >>> labels = Labels(X @ W, np.full((50, 3), 1 / 50), [Squared()] * 3)
-        >>> solution = MultiLevel(0.3, decay=2.0).solve(SharedRows(X, 3), labels, SolverOptions())
-        >>> solution.details["groups"]
+        >>> MultiTaskRegressor(MultiLevel(0.3, decay=2.0)).fit(X, X @ W).details_["groups"]
         [[[0, 1], [2]], [[0, 1], [2]]]
     """
 

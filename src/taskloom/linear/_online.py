@@ -175,7 +175,7 @@ class OnlineMultiTask(LinearTasks):
         self.shares_rows_, self.is_single_ = owner is None, owner is None and y.ndim == 1
         return self
 
-    def predict(self, X: Any, tasks: Any = None) -> Array:
+    def predict(self, X: Any, *, tasks: Any = None) -> Array:
         """Class or number of each row by its task's model, (n,); of every task, (n, K), for shared rows without `tasks`.
 
         Args:
@@ -189,7 +189,7 @@ class OnlineMultiTask(LinearTasks):
         return self.classes_[(scores > 0).astype(int)] if hasattr(self, "classes_") else scores
 
     @available_if(lambda self: self.loss != "squared")
-    def decision_function(self, X: Any, tasks: Any = None) -> Array:
+    def decision_function(self, X: Any, *, tasks: Any = None) -> Array:
         """<x, coef> + intercept of each row's task, positive for `classes_[1]`; of the same shape as what `predict` gives."""
         return self._scores(X, tasks)
 
@@ -215,12 +215,6 @@ class OnlineMultiTask(LinearTasks):
             one = (predicted[rows] == y[rows]).mean() if least == 1 else r2_score(y[rows], predicted[rows])
             scores.append(float(one))
         return float(np.mean(scores))
-
-    def _check_unseen(self, places: Array, tasks: Any) -> None:
-        if (places < 0).any():
-            label = np.asarray(tasks).tolist()[int(np.flatnonzero(places < 0)[0])]
-            known = f"{len(self.tasks_)} tasks were"
-            raise DataError(f"`tasks`: {label!r} was not seen in training ({known}); correct it, or learn from it first")
 
     def _rule(self) -> Rule:
         for name, options in (("loss", get_args(Loss)), ("mode", get_args(Mode))):

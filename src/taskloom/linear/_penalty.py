@@ -101,6 +101,19 @@ class Penalty(ABC):
         """Smooth terms, and the rest that has a proximal map."""
         return [], self
 
+    def merge(self, other: Penalty) -> Penalty | None:  # noqa: ARG002
+        """One penalty with an exact proximal map for the sum with `other`, where there is one."""
+        return None
+
+    def __radd__(self, other: Any) -> Penalty:
+        """So that `sum` of a list of penalties works: it begins with 0."""
+        return self if isinstance(other, int) and other == 0 else add(other, self)
+
+    def __rmul__(self, factor: float) -> Self:
+        """`2 * Trace(0.1)` is `scaled`."""
+        check_strength("factor", factor)
+        return self.scaled(factor)
+
     def __add__(self, other: Penalty) -> Penalty:
         """The sum, where it has an exact proximal map or a smooth part.
 
@@ -233,7 +246,9 @@ def add(one: Penalty, two: Penalty) -> Penalty:
     """The sum of two penalties: see `Penalty.__add__`."""
     for penalty in (one, two):
         if not isinstance(penalty, Penalty):
-            raise OptionError(f"`penalty`: cannot add {penalty!r}; add penalties, and scale one by its strength")
+            raise OptionError(
+                f"`penalty`: cannot add {penalty!r}: only penalties add up; models with a way of solving of their own do not"
+            )
     (smooth_one, rest_one), (smooth_two, rest_two) = one.split(), two.split()
     rest = rest_one if rest_two is None else rest_two if rest_one is None else _merged(rest_one, rest_two)
     smooth = [*smooth_one, *smooth_two]
@@ -242,8 +257,7 @@ def add(one: Penalty, two: Penalty) -> Penalty:
 
 def _merged(one: Penalty, two: Penalty) -> Penalty:
     for first, second in ((one, two), (two, one)):
-        merge = getattr(first, "merge", None)
-        merged = merge(second) if merge is not None else None
+        merged = first.merge(second)
         if merged is not None:
             return merged
     names = {type(one).__name__, type(two).__name__}

@@ -29,6 +29,8 @@ from taskloom.tasks import Array, Rows
 
 # Up to this side a dense decomposition is faster than an iterative one.
 DENSE_SIDE = 300
+# A sparse matrix of at most this many entries may be written out.
+DENSE_SIZE = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -264,7 +266,7 @@ class RowsProblem(Problem):
         X, s = self.design.block(t), self.labels.weight[self.design.index(np.array([t]))].ravel()
         root = np.sqrt(s)
         mean = np.asarray(X.T @ s).ravel() / s.sum() if self.labels.fit_intercept and s.sum() > 0 else np.zeros(X.shape[1])
-        if min(X.shape) <= DENSE_SIDE:
+        if min(X.shape) <= DENSE_SIDE and (not is_sparse(X) or X.shape[0] * X.shape[1] <= DENSE_SIZE):
             A = ((X.toarray() if is_sparse(X) else X) - mean) * root[:, None]
             return float(np.linalg.norm(A @ A.T if A.shape[0] < A.shape[1] else A.T @ A, 2))
         maps: dict[str, Any] = {

@@ -6,12 +6,12 @@ Estimators take them where they take a penalty.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Self
+from typing import ClassVar, NoReturn, Self
 
 from taskloom.linear._design import Design
 from taskloom.linear._problem import Labels
 from taskloom.linear._solver import Solution, SolverOptions
-from taskloom.tasks import Array
+from taskloom.tasks import Array, OptionError
 
 
 class Procedure(ABC):
@@ -26,6 +26,14 @@ class Procedure(ABC):
     def check(self, d: int, K: int) -> None:  # noqa: ARG002
         """Refuse a problem of d features and K tasks that it does not fit, before any work is done."""
         return
+
+    def __add__(self, other: object) -> NoReturn:
+        """Procedures do not add up.
+
+        Raises:
+            OptionError: always.
+        """
+        raise OptionError(f"`penalty`: {self!r} brings its own way of solving, to which {other!r} cannot be added")
 
     @abstractmethod
     def solve(self, design: Design, labels: Labels, options: SolverOptions) -> Solution:

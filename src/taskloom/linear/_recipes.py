@@ -77,6 +77,8 @@ class PenalizedRecipe(Recipe):
         best = int(np.nanargmin(losses.mean(axis=1)))
         chosen = path[best]
         notes = [] if chosen.converged else [f"`{self.label}`: {chosen.message}"]
+        if len(factors) > 1 and best == len(factors) - 1:
+            notes.append(f"`{self.label}` chose the weakest strength that it tried; a lower `weakest` may do better")
         return RecipeFit(
             _predictor(chosen, train),
             {"factor": factors[best], "penalty": repr(critical.scaled(factors[best]))},

@@ -139,12 +139,10 @@ class SemisoftClusters(Procedure):
         OptionError: an option out of range; more clusters than tasks; another loss than these two.
 
     Examples:
-        >>> from taskloom.linear._losses import Squared
+        >>> from taskloom.linear import MultiTaskRegressor
         >>> X, U = np.random.default_rng(0).normal(size=(60, 4)), np.eye(4)[:, :2]
         >>> Y = X @ U @ np.array([[1, 1, 1, 0, 0, 0.6], [0, 0, 0, 1, 1, 0.4]])
-        >>> labels = Labels(Y, np.full((60, 6), 1 / 60), [Squared()] * 6)
-        >>> solution = SemisoftClusters(2).solve(SharedRows(X, 6), labels, SolverOptions())
-        >>> solution.details["memberships"].round(1)
+        >>> MultiTaskRegressor(SemisoftClusters(2)).fit(X, Y).details_["memberships"].round(1)
         array([[1. , 0. ],
                [1. , 0. ],
                [1. , 0. ],

@@ -78,7 +78,7 @@ class Ridge(TaskQuadratic):
         return self.strength * np.eye(K)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Graph(TaskQuadratic):
     """strength tr(W (L + ridge I) W') = strength (sum over edges A_st |w_s - w_t|^2 + ridge |W|_F^2).
 
@@ -120,6 +120,10 @@ class Graph(TaskQuadratic):
             raise OptionError(
                 f"`affinity` holds {off.min():.3g}; a graph's weights are 0 or more: pass numpy.maximum(affinity, 0)"
             )
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, np.shape(self.affinity)))
+        return f"Graph(strength={self.strength}, affinity=<{shape}>, ridge={self.ridge})"
 
     def __eq__(self, other: object) -> bool:
         same = isinstance(other, Graph) and (self.strength, self.ridge) == (other.strength, other.ridge)

@@ -282,7 +282,8 @@ def _look(solver: Solver, objective: Objective, state: SolverState) -> Certifica
 
 def _message(certificate: Certificate, options: SolverOptions, state: SolverState) -> str:
     what = "duality gap" if certificate.gap is not None else "distance to the subdifferential"
-    reached = f"relative {what} {certificate.relative:.2g} after {state.n_iter} iterations"
+    times = "1 iteration" if state.n_iter == 1 else f"{state.n_iter} iterations"
+    reached = f"relative {what} {certificate.relative:.2g} after {times}"
     if certificate.relative <= options.tol:
         return f"converged: {reached}"
     if not np.isfinite(certificate.objective):
