@@ -315,7 +315,7 @@ def test_bad_parameters_are_named(own, change, error, message):
         ({"y": np.ones((84, 2))}, "`tasks` is given and `y` has shape"),
         ({"y": np.r_[np.nan, np.ones(83)]}, "Input y contains NaN or infinity in row 0"),
         ({"y": np.ones(3)}, r"`y` has shape \(3,\) for 84 rows"),
-        ({"sample_weight": -np.ones(84)}, "`sample_weight` holds a value that is negative"),
+        ({"sample_weight": -np.ones(84)}, "`sample_weight` holds -1 in row 0; need 0 or more"),
         ({"sample_weight": np.ones(3)}, r"`sample_weight` has shape \(3,\)"),
         ({"task_weight": {"a": 1, "b": 0, "c": 1, "d": 1}}, "need one positive number a task"),
     ],

@@ -26,6 +26,11 @@ SCORES = np.linspace(-3.3, 3.1, 41) + 0.0137
 OBJECTS = [*[get_loss(name) for name in LOSSES], Huber(0.3)]
 
 
+def found_intercepts(problem, scores, start=None):
+    """Intercepts for labels as they were given."""
+    return best_intercepts(problem, scores, start) + problem.label_centers
+
+
 def grid(loss):
     y, z = np.meshgrid(LABELS[loss.labels], SCORES)
     return y.ravel(), z.ravel()
@@ -175,7 +180,7 @@ def test_intercepts_minimise_the_losses(name, shape, spread):
     problem = case.problem(gram=False)
     Z = problem.image(W)
     for start in (None, np.array([3.0, -3.0, 0.0])):
-        b = best_intercepts(problem, Z, start)
+        b = problem.intercepts(W, Z, start)
         _, slopes = case.gradient(W, b)
         sizes = np.array(
             [float(s @ np.abs(SLOPE[loss](y, X @ w + i))) for (X, y, s, _, loss), w, i in zip(case.tasks, W.T, b, strict=True)]
@@ -200,7 +205,7 @@ def test_intercepts_stand_scores_of_a_thousand(name):
     y = np.sign(rng.normal(size=30))
     for z in (1e3 * rng.normal(size=30), 1e3 + rng.normal(size=30), -1e3 + rng.normal(size=30)):
         problem = RowsProblem(OwnRows([np.ones((30, 1))]), Labels(y, np.full(30, 1 / 30), [get_loss(name)]))
-        b = best_intercepts(problem, z)[0]
+        b = found_intercepts(problem, z)[0]
         best = brute_intercept(name, y, np.full(30, 1 / 30), z)
         mean = lambda c, z=z: VALUE[name](y, z + c).mean()  # noqa: E731
         assert mean(b) <= mean(best) * (1 + 1e-9) + 1e-12
@@ -210,12 +215,12 @@ def test_intercepts_on_a_flat_part_of_the_loss_stay_there():
     # Every margin is above 1, so that the squared hinge is zero and any nearby intercept is as good.
     y, z = np.array([1.0, -1.0]), np.array([3.0, -3.0])
     problem = RowsProblem(OwnRows([np.ones((2, 1))]), Labels(y, np.ones(2), [SquaredHinge()]))
-    b = best_intercepts(problem, z, np.array([0.5]))
+    b = found_intercepts(problem, z, np.array([0.5]))
     assert b == 0.5
     # A huber loss whose errors are all beyond its width is linear: the best is an interval between the labels.
     y = np.array([-100.0, 100.0])
     problem = RowsProblem(OwnRows([np.ones((2, 1))]), Labels(y, np.ones(2), [Huber(1.0)]))
-    b = best_intercepts(problem, np.zeros(2), np.array([20.0]))
+    b = found_intercepts(problem, np.zeros(2), np.array([20.0]))
     assert Huber(1.0).value(y, np.repeat(b, 2)).sum() == pytest.approx(199.0)
 
 
@@ -226,7 +231,7 @@ def test_a_task_without_labels_or_of_one_class_leaves_the_others_alone():
     weight = np.ones((20, 3))
     weight[:, 2] = 0
     problem = RowsProblem(SharedRows(np.ones((20, 1)), 3), Labels(Y, weight, [Logistic()] * 3))
-    b = best_intercepts(problem, np.zeros((20, 3)))
+    b = found_intercepts(problem, np.zeros((20, 3)))
     ones = (Y[:, 0] > 0).mean()
     assert b[0] == pytest.approx(np.log(ones / (1 - ones)), abs=1e-12)
     assert b[1] > 5
@@ -238,7 +243,7 @@ def test_huber_intercepts_reach_labels_far_from_zero(level):
     y = level + np.random.default_rng(0).normal(size=25)
     problem = RowsProblem(OwnRows([np.ones((25, 1))]), Labels(y, np.full(25, 1 / 25), [Huber()]))
     best = minimize_scalar(lambda b: VALUE["huber"](y, b).sum(), bounds=(y.min(), y.max()), method="bounded").fun
-    assert VALUE["huber"](y, best_intercepts(problem, np.zeros(25))[0]).sum() <= best + 1e-6
+    assert VALUE["huber"](y, found_intercepts(problem, np.zeros(25))[0]).sum() <= best + 1e-6
 
 
 @pytest.mark.parametrize(
@@ -253,11 +258,11 @@ def test_huber_intercepts_reach_labels_far_from_zero(level):
 def test_poisson_intercepts_reach_great_counts(mean):
     y = np.random.default_rng(0).poisson(mean, size=25).astype(float)
     problem = RowsProblem(OwnRows([np.ones((25, 1))]), Labels(y, np.full(25, 1 / 25), [Poisson()]))
-    np.testing.assert_allclose(best_intercepts(problem, np.zeros(25)), np.log(y.mean()), rtol=1e-10)
+    np.testing.assert_allclose(found_intercepts(problem, np.zeros(25)), np.log(y.mean()), rtol=1e-10)
 
 
 @pytest.mark.parametrize("level", [-1000.0, 1000.0])
 def test_poisson_intercepts_stand_scores_of_a_thousand(level):
     y = np.random.default_rng(0).poisson(3, size=25).astype(float)
     problem = RowsProblem(OwnRows([np.ones((25, 1))]), Labels(y, np.full(25, 1 / 25), [Poisson()]))
-    np.testing.assert_allclose(best_intercepts(problem, np.full(25, level)), np.log(y.mean()) - level, rtol=1e-10)
+    np.testing.assert_allclose(found_intercepts(problem, np.full(25, level)), np.log(y.mean()) - level, rtol=1e-10)

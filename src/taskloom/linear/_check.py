@@ -26,7 +26,7 @@ class TaskRows:
         owner: (n,) index into `names` of each row; None where the tasks share all rows.
     """
 
-    names: Array
+    names: Any
     owner: Rows | None
 
 
@@ -74,7 +74,10 @@ def _labels(tasks: Any, n: int) -> Array:
     labels = np.asarray(tasks)
     if labels.dtype == object:
         _refuse_missing(is_missing(labels).ravel())
-        labels = labels.astype(str) if any(isinstance(label, str) for label in labels.ravel()) else np.array(labels.tolist())
+        texts = {isinstance(label, str) for label in labels.ravel()}
+        if len(texts) > 1:
+            raise DataError("`tasks` mixes text and numbers; make all labels text, or all numbers")
+        labels = labels.astype(str) if texts == {True} else np.array(labels.tolist())
     if labels.shape != (n,):
         raise DataError(f"`tasks` has shape {labels.shape} for {n} rows; give one label a row, ({n},)")
     if labels.dtype.kind == "f":
@@ -88,9 +91,14 @@ def is_missing(labels: Any) -> Any:
     if labels.dtype.kind == "f":
         return np.isnan(labels)
     if labels.dtype.kind == "O":
-        absent = [label is None or (isinstance(label, float) and np.isnan(label)) for label in labels.ravel()]
+        absent = [label is None or _is_nan(label) for label in labels.ravel()]
         return np.array(absent, bool).reshape(labels.shape)
     return np.zeros(labels.shape, bool)
+
+
+def _is_nan(label: Any) -> bool:
+    """Whether a label is NaN, or what pandas has for a missing text or time."""
+    return (isinstance(label, float) and np.isnan(label)) or type(label).__name__ in ("NAType", "NaTType")
 
 
 def _refuse_missing(missing: Array) -> None:

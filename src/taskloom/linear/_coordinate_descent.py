@@ -56,7 +56,8 @@ class CoordinateDescent(Solver):
         alpha = objective.rest.strength / (labels.weight.flat[0] * design.shape[0])  # ty: ignore[missing-attribute]
         Y = labels.y if labels.offset is None else labels.y - labels.offset
         center = labels.fit_intercept
-        X = np.asfortranarray(design.X - design.X.mean(axis=0) if center else design.X)
+        X = np.empty(design.X.shape, order="F")
+        np.subtract(design.X, design.X.mean(axis=0) if center else 0.0, out=X)
         Y = Y - Y.mean(axis=0) if center else Y
         W, sweeps = _descend(X, Y, isinstance(objective.rest, L21), alpha, (tol, options.max_iter), state.P)
         support = np.flatnonzero(W.any(axis=1))

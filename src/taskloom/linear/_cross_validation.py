@@ -19,7 +19,7 @@ from taskloom.linear._penalty import Penalty
 from taskloom.linear._procedure import Procedure
 from taskloom.linear._solver import Solution
 from taskloom.linear._training import Training, task_labels
-from taskloom.tasks import Array, DataError, OptionError, Rows
+from taskloom.tasks import Array, DataError, FitError, OptionError, Rows
 
 
 @dataclass(frozen=True)
@@ -47,36 +47,39 @@ class PathOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.n_strengths, int) or self.n_strengths < 1:
+        if not isinstance(self.n_strengths, int | np.integer) or self.n_strengths < 1:
             raise OptionError(f"`n_strengths`={self.n_strengths!r}: need a whole number, 1 or more")
-        if not 0 < self.ratio < 1:
+        if not isinstance(self.ratio, int | float | np.number) or not 0 < self.ratio < 1:
             raise OptionError(f"`ratio`={self.ratio!r}: need a number between 0 and 1")
-        if not isinstance(self.folds, int) or self.folds < 2:
+        if not isinstance(self.folds, int | np.integer) or self.folds < 2:
             raise OptionError(f"`folds`={self.folds!r}: need a whole number, 2 or more")
         if self.score not in ("task", "pooled"):
             raise OptionError(f"`score`={self.score!r}: need 'task' or 'pooled'")
+        if not isinstance(self.seed, int | np.integer) or self.seed < 0:
+            raise OptionError(f"`seed`={self.seed!r}: need a whole number, 0 or more")
         if self.factors is not None:
-            bad = [f for f in self.factors if not (np.isfinite(f) and f > 0)]
-            if bad or not self.factors:
-                raise OptionError(f"`factors`={self.factors!r}: need positive numbers")
+            given = list(self.factors) if np.iterable(self.factors) else []
+            if not given or not all(isinstance(f, int | float | np.number) and np.isfinite(f) and f > 0 for f in given):
+                raise OptionError(f"`factors`={self.factors!r}: need a tuple of positive numbers")
 
 
 def deal_folds(training: Training, folds: int, seed: int) -> Rows:
     """The fold of each row; -1 for a row that always trains.
 
     Own rows are dealt task by task, and class by class for labels of -1 and +1, so that every fold has its share of each; the
-    only row of a task (or of a class of it) always trains. Shared rows are dealt as they are.
+    only row of a task (or of a class of it) always trains. Shared rows are dealt as they are: a row has labels of all tasks.
     """
     rng = np.random.default_rng(seed)
     n = len(training.y)
-    if training.rows.owner is None:
+    if training.rows.owner is None and training.y.ndim == 2:
         if folds > n:
             raise DataError(f"`folds`={folds} for {n} rows; use at most {n}")
         return rng.permutation(np.arange(n) % folds)
     fold = np.full(n, -1)
+    owner = np.zeros(n, dtype=int) if training.rows.owner is None else training.rows.owner
     offset = 0
     for t in range(training.n_tasks):
-        rows = np.flatnonzero(training.rows.owner == t)
+        rows = np.flatnonzero(owner == t)
         groups = [rows]
         if training.losses[t].labels == "sign":
             groups = [rows[training.y[rows] == label] for label in (-1, 1)]
@@ -85,6 +88,8 @@ def deal_folds(training: Training, folds: int, seed: int) -> Rows:
                 fold[rng.permutation(group)] = (np.arange(len(group)) + offset) % folds
                 # The next group goes on where this one ended, so that small tasks do not all fill the first folds.
                 offset += len(group)
+    if (fold < 0).all():
+        raise DataError("no task has two rows, of which one could be held out; set the strength by hand")
     return fold
 
 
@@ -130,13 +135,10 @@ class _CrossValidated(PenalizedTasks):
         if factors is None:
             factors = path_factors(smooth_problem(design, labels), penalty, options.n_strengths, options.ratio)
         penalties = [penalty.scaled(factor) for factor in factors]
-        parts = [
-            (training.take(np.flatnonzero(fold != f)), training.take(np.flatnonzero(fold == f))) for f in range(options.folds)
-        ]
-        for f, (train, _) in enumerate(parts):
-            _check_fold(train, f)
+        for f in range(options.folds):
+            _check_fold(training, fold, f)
         settings: Any = (self.scale, self.fit_intercept, self._options(), self.solver)
-        jobs = [delayed(_fold_losses)(train, held, penalties, settings) for train, held in parts]
+        jobs = [delayed(_fold_losses)(training, fold == f, penalties, settings) for f in range(options.folds)]
         losses = np.stack(Parallel(n_jobs=self.n_jobs)(jobs))
         self._choose(losses, factors, options)
         best = int(np.argmin(self.score_path_))
@@ -153,27 +155,37 @@ class _CrossValidated(PenalizedTasks):
         else:
             held = weights[0] > 0
             self.score_path_ = (sums[:, held] / weights[:, held]).mean(1)
+        if not np.isfinite(self.score_path_).any():
+            raise FitError("every strength gave a held-out loss that is not finite; standardise the features")
+        self.score_path_ = np.where(np.isfinite(self.score_path_), self.score_path_, np.inf)
         per_fold = losses[:, :, 0].sum(2) / np.maximum(losses[:, :, 1].sum(2), 1e-300)
         self.factors_, self.fold_scores_ = np.array(factors), per_fold
 
 
-def _check_fold(train: Training, f: int) -> None:
+def _check_fold(training: Training, fold: Rows, f: int) -> None:
+    """Refuse a fold without which some task cannot be trained."""
+    weight = np.ones(len(training.y)) if training.weight is None else training.weight
+    train = training.take(np.flatnonzero((fold != f) & (weight > 0)))
     for t, loss in enumerate(train.losses):
         y = task_labels(train, t)
-        if not len(y) or (loss.labels == "sign" and len(np.unique(y)) < 2):
-            what = "no row" if not len(y) else "one class"
-            raise DataError(
-                f"task {train.rows.names[t]!s} has {what} to train on without fold {f}; use fewer `folds`, or leave it out"
-            )
+        what = "no row of positive weight" if not len(y) else ""
+        if len(y) and loss.labels == "sign" and len(np.unique(y)) < 2:
+            what = "one class"
+        if len(y) and loss.labels == "count" and not (y > 0).any():
+            what = "counts of 0 alone"
+        if what:
+            remedy = "use fewer `folds`, or leave the task out"
+            raise DataError(f"task {train.rows.names[t]!s} has {what} to train on without fold {f}; {remedy}")
 
 
-def _fold_losses(train: Training, held: Training, penalties: list[Any], settings: Any) -> Array:
+def _fold_losses(training: Training, is_held: Any, penalties: list[Any], settings: Any) -> Array:
     """(S, 2, K): summed loss and weight of each task on held-out rows, along a path fitted to the others."""
     scale, fit_intercept, options, solver = settings
     with threadpool_limits(1):
         # One thread whatever the number of jobs: sums in another order would be other numbers.
-        design, labels = train.build(scale, fit_intercept=fit_intercept)
+        design, labels = training.take(np.flatnonzero(~is_held)).build(scale, fit_intercept=fit_intercept)
         solutions = solve_path(design, labels, penalties, options, solver)
+        held = training.take(np.flatnonzero(is_held))
         return np.stack([_held_losses(held, solution) for solution in solutions])
 
 
@@ -181,6 +193,8 @@ def _held_losses(held: Training, solution: Solution) -> Array:
     K = held.n_tasks
     out = np.zeros((2, K))
     weight = np.ones(len(held.y)) if held.weight is None else held.weight
+    # Judged as the fit judges them: on one scale where kinds are mixed, and by the tasks' weights.
+    factors = held.task_weight * held.units
     for t, loss in enumerate(held.losses):
         if held.rows.owner is not None:
             rows = np.flatnonzero(held.rows.owner == t)
@@ -191,7 +205,7 @@ def _held_losses(held: Training, solution: Solution) -> Array:
             y = column[rows]
         if len(rows):
             z = np.asarray(held.X[rows] @ solution.W[:, t]) + solution.intercepts[t]
-            out[:, t] = float((weight[rows] * loss.value(y, z)).sum()), float(weight[rows].sum())
+            out[:, t] = factors[t] * float((weight[rows] * loss.value(y, z)).sum()), float(weight[rows].sum())
     return out
 
 

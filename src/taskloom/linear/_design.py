@@ -21,7 +21,7 @@ from taskloom.tasks import Array, Rows
 
 
 class Design(ABC):
-    """X_1 ... X_K, never copied."""
+    """X_1 ... X_K, as they were given."""
 
     n_tasks: int
     n_features: int
@@ -106,7 +106,7 @@ class SharedRows(Design):
         return self.X
 
     def square_adjoint(self, R: Array) -> Array:
-        return _square(self.X).T @ R
+        return _square_adjoint(self.X, R)
 
 
 @dataclass
@@ -176,9 +176,17 @@ class OwnRows(Design):
         return self.blocks[t]
 
     def square_adjoint(self, R: Array) -> Array:
-        parts = [_square(b).T @ R[s:e] for b, s, e in zip(self.blocks, self._starts, self._starts[1:], strict=False)]
+        parts = [_square_adjoint(b, R[s:e]) for b, s, e in zip(self.blocks, self._starts, self._starts[1:], strict=False)]
         return np.stack(parts, axis=1)
 
 
-def _square(X: Any) -> Any:
-    return X.multiply(X) if is_sparse(X) else X * X
+def _square_adjoint(X: Any, R: Array) -> Array:
+    """(X * X)' R, in blocks of rows so that X is never copied whole."""
+    if is_sparse(X):
+        return X.multiply(X).T @ R
+    out = np.zeros((X.shape[1], *R.shape[1:]))
+    rows = max(1, 1_000_000 // max(X.shape[1], 1))
+    for start in range(0, X.shape[0], rows):
+        block = X[start : start + rows]
+        out += (block * block).T @ R[start : start + rows]
+    return out

@@ -22,8 +22,8 @@ from taskloom.linear._penalty import Penalty
 from taskloom.linear._procedure import Procedure
 from taskloom.linear._solver import Solution, SolverOptions
 from taskloom.linear._spectral_penalties import Trace
-from taskloom.linear._training import LossLike, Training, read_labels, read_training
-from taskloom.tasks import Array, OptionError, Rows
+from taskloom.linear._training import LossLike, Training, read_labels, read_training, read_weight
+from taskloom.tasks import Array, DataError, OptionError, Rows
 
 
 class PenalizedTasks(LinearTasks):
@@ -111,6 +111,11 @@ class PenalizedTasks(LinearTasks):
 class MultiTaskRegressor(RegressorMixin, PenalizedTasks):
     """Linear models of K tasks, learned together under a penalty; each task may have its own rows.
 
+    `tasks` passes through pipelines, `cross_val_score` and searches by metadata routing (`set_fit_request(tasks=True)` and
+    `set_score_request(tasks=True)`), scored by the estimator's own `score`: scikit-learn hands no metadata to `predict` inside
+    its scorers and `cross_val_predict`. A search tries `penalty=[Trace(0.1), Trace(1.0)]`; penalties are values without
+    parameters of their own.
+
     min over W and b of sum_t s_t sum_i loss(y_ti, x_ti' w_t + b_t) + penalty(W), with intercepts b that are not penalised,
     solved until the duality gap says that it is (`tol`).
 
@@ -195,7 +200,7 @@ class MultiTaskRegressor(RegressorMixin, PenalizedTasks):
         return np.array([_mean(name, z) for name, z in zip(names, scores, strict=True)])
 
     def score(self, X: Any, y: Any, *, tasks: Any = None, sample_weight: Any = None) -> float:  # ty: ignore[incompatible-method-override]
-        """R squared over all rows; for shared rows the mean over the tasks, each over its labelled rows.
+        """R squared over all rows; for shared rows the mean over the tasks that have two labels, each over its labelled rows.
 
         Args:
             X: (n, d).
@@ -205,13 +210,17 @@ class MultiTaskRegressor(RegressorMixin, PenalizedTasks):
         """
         predictions = self.predict(X, tasks=tasks)
         y = read_labels(y, len(predictions), missing=tasks is None)
+        weight = None if sample_weight is None else read_weight(sample_weight, len(predictions))
         if predictions.ndim == 1:
-            return float(r2_score(y, predictions, sample_weight=sample_weight))
-        scores = []
-        for t in range(predictions.shape[1]):
-            rows = ~np.isnan(y[:, t])
-            weight = None if sample_weight is None else np.asarray(sample_weight)[rows]
-            scores.append(r2_score(y[rows, t], predictions[rows, t], sample_weight=weight))
+            return float(r2_score(y, predictions, sample_weight=weight))
+        if y.shape != predictions.shape:
+            raise DataError(f"`y` has shape {y.shape}; the model predicts {predictions.shape}")
+        present = ~np.isnan(y)
+        scored = np.flatnonzero(present.sum(0) > 1)
+        if not len(scored):
+            raise DataError("`y`: no task has two labels, which R squared needs")
+        parts = [(y[rows, t], predictions[rows, t], rows) for t in scored for rows in [present[:, t]]]
+        scores = [r2_score(true, guess, sample_weight=None if weight is None else weight[rows]) for true, guess, rows in parts]
         return float(np.mean(scores))
 
 
@@ -264,8 +273,15 @@ class MultiTaskClassifier(ClassifierMixin, PenalizedTasks):
         return self
 
     def decision_function(self, X: Any, *, tasks: Any = None) -> Array:
-        """Scores, above 0 for the second class: (n,), or (n, K) for shared rows."""
-        return self._scores(X, tasks)
+        """Scores, above 0 for the second class: (n,), or (n, K) for shared rows.
+
+        Raises:
+            OptionError: `unseen` is `mean`, a task is unseen, and the tasks have different classes.
+        """
+        scores = self._scores(X, tasks)
+        if tasks is not None:
+            self._check_pairs(self._places(tasks, len(scores)))
+        return scores
 
     def predict(self, X: Any, *, tasks: Any = None) -> Array:
         """The class of each row: (n,), or (n, K) for shared rows."""
@@ -273,9 +289,7 @@ class MultiTaskClassifier(ClassifierMixin, PenalizedTasks):
         if tasks is None:
             pairs = self.task_classes_
             return np.where(scores > 0, pairs[0, 1], pairs[0, 0]) if scores.ndim == 1 else _pick(pairs, scores)
-        places = self._places(tasks, len(scores))
-        self._check_pairs(places)
-        pairs = self.task_classes_[places]
+        pairs = self.task_classes_[self._places(tasks, len(scores))]
         return np.where(scores > 0, pairs[:, 1], pairs[:, 0])
 
     def _check_pairs(self, places: Rows) -> None:
@@ -283,7 +297,9 @@ class MultiTaskClassifier(ClassifierMixin, PenalizedTasks):
             raise OptionError("`unseen`='mean': the tasks have different classes, so that an unseen task has none; use 'error'")
 
     def predict_proba(self, X: Any, *, tasks: Any = None) -> Array:
-        """Probabilities of a row's two classes, (n, 2); for shared rows that of the second class, (n, K).
+        """Probabilities of all classes in the order of `classes_`, (n, C); for shared rows of each task's second class, (n, K).
+
+        Tasks may have different pairs of classes: those that are not a row's task's have probability 0.
 
         Raises:
             OptionError: the loss is not `logistic`.
@@ -292,18 +308,29 @@ class MultiTaskClassifier(ClassifierMixin, PenalizedTasks):
         if any(loss.name != "logistic" for loss in self.losses_):
             raise OptionError("`loss`: probabilities need loss='logistic'; use `decision_function`")
         p = expit(self.decision_function(X, tasks=tasks))
-        return p if p.ndim == 2 else np.stack([1 - p, p], axis=1)
+        if p.ndim == 2:
+            return p
+        places = np.zeros(len(p), dtype=int) if tasks is None else self._places(tasks, len(p))
+        columns = np.searchsorted(self.classes_, self.task_classes_)[places]
+        out, rows = np.zeros((len(p), len(self.classes_))), np.arange(len(p))
+        out[rows, columns[:, 0]], out[rows, columns[:, 1]] = 1 - p, p
+        return out
 
     def score(self, X: Any, y: Any, *, tasks: Any = None, sample_weight: Any = None) -> float:  # ty: ignore[incompatible-method-override]
         """Accuracy over all rows; for shared rows the mean over the tasks, each over its labelled rows."""
         right = self.predict(X, tasks=tasks)
         labels = np.asarray(y)
         labels = labels[:, 0] if labels.ndim == 2 and right.ndim == 1 else labels
+        if labels.shape != right.shape:
+            raise DataError(f"`y` has shape {labels.shape}; the model predicts {right.shape}")
         present = ~is_missing(labels)
         hits = (right == labels) & present
-        weight = np.ones(len(right)) if sample_weight is None else np.asarray(sample_weight)
+        weight = np.ones(len(right)) if sample_weight is None else read_weight(sample_weight, len(right))
         weight = weight if hits.ndim == 1 else weight[:, None] * present
-        return float(np.mean((hits * weight).sum(0) / weight.sum(0)))
+        totals = np.atleast_1d(weight.sum(0))
+        if not totals.any():
+            raise DataError("`y`: no task has a label of positive weight to score")
+        return float(np.mean(np.atleast_1d((hits * weight).sum(0))[totals > 0] / totals[totals > 0]))
 
 
 def _pick(pairs: Array, scores: Array) -> Array:

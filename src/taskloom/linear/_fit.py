@@ -108,7 +108,10 @@ def path_factors(problem: Problem, penalty: Penalty | Procedure, n: int, ratio: 
         n: how many.
         ratio: the last over the first.
     """
-    top = penalty.factor_range(problem.origin.gradient, problem.lipschitz())
+    lipschitz = problem.lipschitz()
+    # What rounding leaves of constant features is no curvature.
+    noise = 1e-12 * (problem.feature_sizes**2).sum(0)
+    top = penalty.factor_range(problem.origin.gradient, np.where(lipschitz <= noise, 0.0, lipschitz))
     return [float(factor) for factor in np.geomspace(top, top * ratio, n)] if n > 1 else [float(top * np.sqrt(ratio))]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from taskloom.linear._check import is_sparse
 from taskloom.linear._design import Design, OwnRows, SharedRows
-from taskloom.linear._problem import Labels, Point, Problem, RowsProblem
+from taskloom.linear._problem import Labels, Point, Problem, RowsProblem, label_noise
 from taskloom.tasks import Array, Rows
 
 
@@ -24,14 +24,13 @@ class GramProblem(Problem):
         C: (d, K) X_t' S_t y_t, likewise.
         energy: (K,) y_t' S_t y_t, likewise.
         means: (K, d) weighted means of the features, and (K,) of the labels; None without intercepts.
+        totals: (K,) sums of the row weights.
     """
 
-    def __init__(self, G: Array, C: Array, energy: Array, means: tuple[Array, Array] | None) -> None:
-        self.G, self.C, self.energy, self.means = G, C, energy, means
+    def __init__(self, G: Array, C: Array, energy: Array, means: tuple[Array, Array] | None, totals: Array) -> None:
+        self.G, self.C, self.energy, self.means, self.totals = G, C, energy, means, totals
         self.n_features, self.n_tasks = C.shape
         self._energy = float(energy.sum())
-        # Half of what the energy was before the means were taken out.
-        self._scale = self._energy if means is None else 0.5 * float((energy + means[1] ** 2).sum())
 
     def image(self, W: Array) -> Array:
         if self.G.ndim == 2:
@@ -55,7 +54,13 @@ class GramProblem(Problem):
 
     @cached_property
     def _spread(self) -> tuple[float, float]:
-        return 0.5 * self._energy, self._scale
+        given = self.energy if self.means is None else self.energy + self.totals * self.means[1] ** 2
+        return 0.5 * self._energy, label_noise(float(given.sum()))
+
+    @property
+    def feature_sizes(self) -> Array:
+        diagonal = np.diagonal(self.G, axis1=-2, axis2=-1).T.reshape(self.n_features, -1)
+        return np.sqrt(diagonal if self.means is None else diagonal + self.totals * self.means[0].T ** 2)
 
     def bregman(self, D: Array, dZ: Array, at: Point) -> float:  # noqa: ARG002
         return 0.5 * float(np.vdot(D, dZ))
@@ -71,7 +76,7 @@ class GramProblem(Problem):
     def restrict(self, features: Rows) -> GramProblem:
         G = np.ascontiguousarray(self.G[..., features[:, None], features])
         means = None if self.means is None else (self.means[0][:, features], self.means[1])
-        return GramProblem(G, self.C[features], self.energy, means)
+        return GramProblem(G, self.C[features], self.energy, means, self.totals)
 
     def _feature_norms(self) -> Array:
         diagonal = np.diagonal(self.G, axis1=-2, axis2=-1).T
@@ -112,7 +117,7 @@ def _gram_problem(design: Design, labels: Labels) -> GramProblem:
     K, d = design.n_tasks, design.n_features
     y = labels.y if labels.offset is None else labels.y - labels.offset
     one = isinstance(design, SharedRows) and _is_one_gram(design, labels)
-    G, C, energy = np.empty((1 if one else K, d, d)), np.empty((d, K)), np.empty(K)
+    G, C, energy, totals = np.empty((1 if one else K, d, d)), np.empty((d, K)), np.empty(K), np.empty(K)
     x_means, y_means = np.zeros((K, d)), np.zeros(K)
     groups = [np.arange(K)] if one else [np.array([t]) for t in range(K)]
     for g, tasks in enumerate(groups):
@@ -120,8 +125,9 @@ def _gram_problem(design: Design, labels: Labels) -> GramProblem:
         Y, s = y[index].reshape(-1, len(tasks)), labels.weight[index].reshape(-1, len(tasks))[:, 0]
         moments = _moments(design.block(int(tasks[0])), Y, s, center=labels.fit_intercept)
         G[g], C[:, tasks], energy[tasks], x_means[tasks], y_means[tasks] = moments
+        totals[tasks] = s.sum()
     means = (x_means, y_means) if labels.fit_intercept else None
-    return GramProblem(G[0] if len(G) == 1 else G, C, energy, means)
+    return GramProblem(G[0] if len(G) == 1 else G, C, energy, means, totals)
 
 
 def _moments(X: Any, Y: Array, s: Array, *, center: bool) -> tuple[Array, Array, Array, Array, Array]:

@@ -30,12 +30,12 @@ def best_intercepts(problem: RowsProblem, scores: Array, start: Array | None = N
     Args:
         problem: the losses.
         scores: in the shape of the design.
-        start: (K,) first guess of b plus the mean score; default 0.
+        start: (K,) first guess; default minus the mean score.
     """
     poisson = np.array([loss.name == "poisson" for loss in problem.labels.losses])
     if poisson.all():
         return _log_means(problem, scores)
-    b = (0.0 if start is None else start) - problem.means(scores)
+    b = -problem.means(scores) if start is None else start.copy()
     if poisson.any():
         b = np.where(poisson, _log_means(problem, scores), b)
     low, high = np.full_like(b, -np.inf), np.full_like(b, np.inf)
@@ -79,7 +79,7 @@ def _log_means(problem: RowsProblem, scores: Array) -> Array:
     design, s = problem.design, problem.labels.weight
     top = design.largest(scores)
     total = design.sum_rows(s * np.exp(np.maximum(scores - design.spread(top), -LARGEST_EXPONENT)))
-    counts = design.sum_rows(s * problem.labels.y)
+    counts = design.sum_rows(s * problem.y)
     usable = (counts > 0) & (total > 0)
     logs = np.log(np.where(usable, counts, 1.0)) - np.log(np.where(usable, total, 1.0))
     return np.where(usable, logs, -LARGEST_EXPONENT) - top

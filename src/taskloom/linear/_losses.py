@@ -121,8 +121,8 @@ class Huber(Loss):
     name: ClassVar[str] = "huber"
 
     def __post_init__(self) -> None:
-        if not 0 < self.width < np.inf:
-            raise OptionError(f"`width`={self.width}: need a positive number, in the units of y")
+        if not isinstance(self.width, int | float | np.number) or not 0 < self.width < np.inf:
+            raise OptionError(f"`width`={self.width!r}: need a positive number, in the units of y")
 
     def value(self, y: Array, z: Array) -> Array:
         error = np.abs(z - y)

@@ -18,6 +18,9 @@ from taskloom.linear._smooth_penalties import TaskQuadratic
 from taskloom.linear._split_penalties import Split
 from taskloom.tasks import Array
 
+# How far above the objective rounding may put a dual value.
+DUAL_NOISE = 1e-12
+
 
 @dataclass(frozen=True)
 class Certificate:
@@ -133,7 +136,8 @@ class Objective:
             # Nothing to explain, and nothing explained: what a gap would show is rounding.
             return Certificate(objective, 0.0, None, 0.0)
         dual = self._dual(W, Z, at, G)
-        if dual is not None:
+        # A dual value above the objective is no certificate but rounding: then the distance must do.
+        if dual is not None and objective - dual >= -DUAL_NOISE * (abs(objective) + self.problem.spread):
             gap = max(objective - dual, 0.0)
             return Certificate(objective, gap / self.problem.spread, gap, np.nan)
         distance = self.rest.distance(P, G)

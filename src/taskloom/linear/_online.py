@@ -199,7 +199,7 @@ class OnlineMultiTask(LinearTasks):
         Raises:
             DataError: y of another shape than the predictions, or a task without labels (two for R^2).
         """
-        predicted, y = self.predict(X, tasks), np.asarray(y)
+        predicted, y = self.predict(X, tasks=tasks), np.asarray(y)
         if y.shape != predicted.shape:
             raise DataError(f"`y` has shape {y.shape} and the predictions {predicted.shape}; give one target a prediction")
         places = np.unique(np.asarray(tasks), return_inverse=True)[1] if tasks is not None else None

@@ -4,6 +4,8 @@ f(W) = sum_t sum_i s_ti phi_t(y_ti, x_ti' w_t + o_ti + b_t), minimised over the 
 convex and smooth, its gradient is that of the inner function at the best b, and the residuals of each task then sum to
 zero, which is just what a feasible point of the dual problem needs.
 
+Features and real labels are centred, task by task, without being copied: means far from zero cost no digits.
+
 A solver sees the image of W, a linear map of it that is cheap to combine: scores Z for losses on rows, and G_t w_t for squared
 losses whose Gram matrices G_t = X_t' S_t X_t are kept, where a step costs nothing that grows with n.
 
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -31,6 +33,20 @@ from taskloom.tasks import Array, Rows
 DENSE_SIDE = 300
 # A sparse matrix of at most this many entries may be written out.
 DENSE_SIZE = 1_000_000
+
+
+# Below this part of the largest that it could be, an entry of a gradient is rounding.
+GRADIENT_NOISE = 1e-13
+
+
+def label_noise(energy: float) -> float:
+    """Half the sum of squares that rounding leaves of constant labels of this sum of squares when their mean is taken out.
+
+    Examples:
+        >>> bool(label_noise(2.0) < 1e-28)
+        True
+    """
+    return 0.5 * (16 * np.finfo(float).eps) ** 2 * energy
 
 
 @dataclass(frozen=True)
@@ -58,16 +74,14 @@ class Point:
 
     Attributes:
         gradient: (d, K).
-        intercepts: (K,) b that minimises f at W; zeros without intercepts, and where Gram matrices do without them.
+        intercepts: (K,) b that minimises f at W, for centred features and labels: it moves little from point to point, and so
+            is the first guess for the next one. Zeros without intercepts, and where Gram matrices do without them.
         slope: d phi / dz of each row; None where Gram matrices stand for the rows.
-        level: (K,) intercepts plus mean scores. It moves little from point to point, even where features are far from zero,
-            and so is the first guess for the next point.
     """
 
     gradient: Array
     intercepts: Array
     slope: Array | None = None
-    level: Array | None = None
 
 
 class Problem(ABC):
@@ -86,11 +100,11 @@ class Problem(ABC):
 
     @abstractmethod
     def point(self, W: Array, Z: Array, start: Array | None = None) -> Point:
-        """Gradient and intercepts at W; `start` is the level of a point nearby."""
+        """Gradient and intercepts at W; `start` is the intercepts of a point nearby."""
 
     @abstractmethod
     def intercepts(self, W: Array, Z: Array, start: Array | None = None) -> Array:
-        """(K,) those that minimise f at W, without the price of a gradient."""
+        """(K,) those that minimise f at W, for features and labels as they were given."""
 
     @abstractmethod
     def value(self, at: Point, W: Array, Z: Array) -> float:
@@ -120,29 +134,36 @@ class Problem(ABC):
     @abstractmethod
     def _feature_norms(self) -> Array: ...
 
+    @property
+    @abstractmethod
+    def feature_sizes(self) -> Array:
+        """(d, K) weighted norms of the features as they were given, centres included: what rounding is measured by."""
+
     @cached_property
     def origin(self) -> Point:
         """The point at W = 0."""
         W = np.zeros((self.n_features, self.n_tasks))
-        return self.point(W, self._origin_image)
+        at = self.point(W, self._origin_image)
+        # What is left of constant features, or of constant labels, is rounding, and no reason for a strength.
+        noise = GRADIENT_NOISE * self.feature_sizes * np.sqrt(2 * self.spread)
+        return replace(at, gradient=np.where(np.abs(at.gradient) <= noise, 0.0, at.gradient))
 
     @cached_property
     def spread(self) -> float:
         """f(0) less the least that its losses could be, above 0: what gaps are relative to."""
-        value, scale = self._spread
-        # Labels that are constant but for rounding have nothing to explain: below this a difference is noise.
-        return max(value, 1e-14 * scale, 1e-300)
+        value, noise = self._spread
+        return max(value, noise, 1e-300)
 
     @cached_property
     @abstractmethod
     def _spread(self) -> tuple[float, float]:
-        """That, and the size of the numbers that it is a difference of."""
+        """That, and what of it rounding alone would show."""
 
     @cached_property
     def is_flat(self) -> bool:
         """Whether the labels of every task are constant but for rounding, so that W = 0 explains all there is."""
-        value, scale = self._spread
-        return value <= 1e-14 * scale
+        value, noise = self._spread
+        return value <= noise
 
     @cached_property
     def _origin_image(self) -> Array:
@@ -167,57 +188,82 @@ class RowsProblem(Problem):
         whole = len(groups) == 1
         self._parts = [(loss, ... if whole else design.index(np.array(tasks))) for loss, tasks in groups.items()]
         self._is_squared = all(loss.name == "squared" for loss in groups)
+        self.y = labels.y - design.spread(self.label_centers) if self.label_centers.any() else labels.y
         self._curvature = np.array([loss.curvature for loss in labels.losses])
 
     def image(self, W: Array) -> Array:
-        return self.design.scores(W)
+        return self._centered(self.design.scores(W), self._centers, W)
+
+    @cached_property
+    def _centers(self) -> Array:
+        """(d, K) weighted means of the features; zeros without intercepts."""
+        if not self.labels.fit_intercept:
+            return np.zeros((self.n_features, self.n_tasks))
+        return self.design.adjoint(np.broadcast_to(self.labels.weight, self.design.shape)) / self._totals
+
+    @cached_property
+    def label_centers(self) -> Array:
+        """(K,) weighted means of real labels; zeros for others, and without intercepts."""
+        real = np.array([loss.labels == "real" for loss in self.labels.losses])
+        if not self.labels.fit_intercept or not real.any():
+            return np.zeros(self.n_tasks)
+        return np.where(real, self.means(self.labels.y), 0.0)
+
+    def _centered(self, scores: Array, centers: Array, W: Array) -> Array:
+        if not self.labels.fit_intercept:
+            return scores
+        return scores - self.design.spread(np.einsum("dk,dk->k", centers, W))
+
+    def _adjoint(self, R: Array) -> Array:
+        """Of centred features; R sums to nearly zero, and the centres make nothing of what is left."""
+        pulled = self.design.adjoint(R)
+        return pulled - self._centers * self.design.sum_rows(R) if self.labels.fit_intercept else pulled
 
     def each(self, what: str, argument: Array) -> Array:
         """One of the losses' functions (`value`, `derivative`, `second`, `conjugate`) of every row."""
         if len(self._parts) == 1:
-            return getattr(self._parts[0][0], what)(self.labels.y, argument)
+            return getattr(self._parts[0][0], what)(self.y, argument)
         out = np.empty(self.design.shape)
         for loss, index in self._parts:
-            out[index] = getattr(loss, what)(self.labels.y[index], argument[index])
+            out[index] = getattr(loss, what)(self.y[index], argument[index])
         return out
 
     def image_of(self, features: Rows, W: Array) -> Array:
         if not len(features):
             return np.zeros(self.design.shape)
-        return self.design.columns(features).scores(W)
+        return self._centered(self.design.columns(features).scores(W), self._centers[features], W)
 
     def value(self, at: Point, W: Array, Z: Array) -> float:  # noqa: ARG002
         scores = self._offset(Z) + self.design.spread(at.intercepts)
         return float((self.labels.weight * self.each("value", scores)).sum())
 
-    def intercepts(self, W: Array, Z: Array, start: Array | None = None) -> Array:  # noqa: ARG002
+    def intercepts(self, W: Array, Z: Array, start: Array | None = None) -> Array:
+        if not self.labels.fit_intercept:
+            return np.zeros(self.n_tasks)
+        return self._level(Z, start) + self.label_centers - np.einsum("dk,dk->k", self._centers, W)
+
+    def _level(self, Z: Array, start: Array | None) -> Array:
+        """Intercepts for centred features and labels."""
         if not self.labels.fit_intercept:
             return np.zeros(self.n_tasks)
         scores = self._offset(Z)
-        return self.means(self.labels.y - scores) if self._is_squared else best_intercepts(self, scores, start)
+        return self.means(self.y - scores) if self._is_squared else best_intercepts(self, scores, start)
 
-    def point(self, W: Array, Z: Array, start: Array | None = None) -> Point:
-        b = self.intercepts(W, Z, start)
-        scores = self._offset(Z)
-        if not self.labels.fit_intercept:
-            slope = self.each("derivative", scores)
-            return Point(self.design.adjoint(self.labels.weight * slope), b, slope)
-        level = None if self._is_squared else b + self.means(scores)
-        slope = self.each("derivative", scores + self.design.spread(b))
-        return Point(self.design.adjoint(self.labels.weight * slope), b, slope, level)
+    def point(self, W: Array, Z: Array, start: Array | None = None) -> Point:  # noqa: ARG002
+        b = self._level(Z, start)
+        slope = self.each("derivative", self._offset(Z) + self.design.spread(b))
+        return Point(self._adjoint(self.labels.weight * slope), b, slope)
 
     @cached_property
     def _spread(self) -> tuple[float, float]:
+        s, y, zero = self.labels.weight, self.labels.y, np.zeros(self.design.shape)
         if self._is_squared and self.labels.offset is None:
-            y, s = self.labels.y, self.labels.weight
-            error = y - self.design.spread(self.means(y)) if self.labels.fit_intercept else y
-            return 0.5 * float((s * error**2).sum()), 0.5 * float((s * y**2).sum())
-        zero = np.zeros(self.design.shape)
-        empty = RowsProblem(self.design.columns(np.arange(0)), self.labels)
-        W = np.zeros((0, self.n_tasks))
-        at = empty.point(W, zero)
-        scale = float((self.labels.weight * np.abs(self.each("value", zero))).sum())
-        return empty.value(at, W, zero) - empty.dual_value(at, W, zero, 0.0), scale
+            return 0.5 * float((s * self.y**2).sum()), label_noise(float((s * y**2).sum()))
+        b = self._level(zero, None)
+        at = Point(zero, b, self.each("derivative", self._offset(zero) + self.design.spread(b)))
+        value = self.value(at, zero, zero)
+        real = sum(float((s[index] * y[index] ** 2).sum()) for loss, index in self._parts if loss.labels == "real")
+        return value - self.dual_value(at, zero, zero, 0.0), label_noise(real)
 
     @cached_property
     def _totals(self) -> Array:
@@ -242,7 +288,7 @@ class RowsProblem(Problem):
                 bound += 0.5 * loss.curvature * float((s[index] * dZ[index] ** 2).sum())
             elif at.slope is not None:
                 # Poisson: exp(z) = slope + y, and exp(z + dz) - exp(z) - exp(z) dz in a form that does not cancel.
-                mean, step = at.slope[index] + self.labels.y[index], dZ[index]
+                mean, step = at.slope[index] + self.y[index], dZ[index]
                 with np.errstate(over="ignore", invalid="ignore"):
                     rise = np.where(np.abs(step) < 1e-5, 0.5 * step**2 * (1 + step / 3), np.expm1(step) - step)
                     bound += float(np.nan_to_num((s[index] * mean * rise).sum(), nan=np.inf))
@@ -280,14 +326,23 @@ class RowsProblem(Problem):
 
     def restrict(self, features: Rows) -> RowsProblem:
         part = RowsProblem(self.design.columns(features), self.labels)
+        part.__dict__["_centers"] = self._centers[features]
         if "spread" in self.__dict__:
             # Without coefficients a part is the whole, and so has the same.
             part.__dict__["spread"] = self.spread
         return part
 
+    @cached_property
+    def _squares(self) -> Array:
+        """(d, K) weighted sums of squares of the features as they were given."""
+        return np.maximum(self.design.square_adjoint(np.broadcast_to(self.labels.weight, self.design.shape)), 0)
+
+    @property
+    def feature_sizes(self) -> Array:
+        return np.sqrt(self._squares)
+
     def _feature_norms(self) -> Array:
-        # The uncentred norm bounds the centred one from above, and stays true for every loss.
-        s = np.broadcast_to(self.labels.weight, self.design.shape)
-        norms = np.sqrt(np.maximum(self.design.square_adjoint(s), 0))
+        # A centred square is a difference: a trace of the whole makes it an upper bound whatever the rounding.
+        squares = np.maximum(self._squares - self._totals * self._centers**2, 0) + 1e-12 * self._squares
         # A feature of zeros has no curvature, not even where a loss has no bound.
-        return np.multiply(norms, np.sqrt(self._curvature), where=norms > 0, out=np.zeros_like(norms))
+        return np.multiply(np.sqrt(squares), np.sqrt(self._curvature), where=squares > 0, out=np.zeros_like(squares))

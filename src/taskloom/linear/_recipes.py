@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from taskloom.linear._check import row_blocks
-from taskloom.linear._design import Design, OwnRows, SharedRows
+from taskloom.linear._check import TaskRows
+from taskloom.linear._design import Design
 from taskloom.linear._fit import solve_path
 from taskloom.linear._gram_problem import smooth_problem
-from taskloom.linear._losses import Logistic, Loss, Squared, scale_factor
+from taskloom.linear._losses import Logistic, Loss, Squared
 from taskloom.linear._penalty import Penalty
 from taskloom.linear._predictor import LinearPredictor
 from taskloom.linear._problem import Labels, Problem
@@ -25,6 +25,7 @@ from taskloom.linear._solver import Solution, SolverOptions
 from taskloom.linear._sparse_penalties import L21
 from taskloom.linear._spectral_penalties import Clustered, Trace
 from taskloom.linear._split_penalties import Robust
+from taskloom.linear._training import Training
 from taskloom.tasks import Array, Family, FitError, OptionError, Recipe, RecipeFit, TaskData, register_recipe
 
 
@@ -43,7 +44,7 @@ class PenalizedRecipe(Recipe):
     """
 
     strongest: float = 0.3
-    weakest: float = 1e-3
+    weakest: float = 1e-4
     title: str = ""
     family: ClassVar[Family] = "linear"
 
@@ -77,8 +78,6 @@ class PenalizedRecipe(Recipe):
         best = int(np.nanargmin(losses.mean(axis=1)))
         chosen = path[best]
         notes = [] if chosen.converged else [f"`{self.label}`: {chosen.message}"]
-        if len(factors) > 1 and best == len(factors) - 1:
-            notes.append(f"`{self.label}` chose the weakest strength that it tried; a lower `weakest` may do better")
         return RecipeFit(
             _predictor(chosen, train),
             {"factor": factors[best], "penalty": repr(critical.scaled(factors[best]))},
@@ -94,24 +93,16 @@ _OPTIONS = SolverOptions(tol=1e-5, max_iter=5000)
 def task_design(data: TaskData) -> tuple[Design, Labels]:
     """Encoded rows as a linear problem: half squared errors and log losses, each over its rows."""
     losses: list[Loss] = [Squared() if task.kind == "regression" else Logistic() for task in data.tasks]
-    codes = np.array([loss.labels == "sign" for loss in losses])
-    K = data.n_tasks
+    signs = np.array([loss.labels == "sign" for loss in losses])
+    names, weight = np.arange(data.n_tasks), np.ones(data.n_tasks)
     if data.task_of_row is None:
-        design: Design = SharedRows(data.X, K)
-        present = ~np.isnan(data.y)
-        y = np.where(present, data.y, 0.0)
-        y, weight = np.where(codes & present, 2 * y - 1, y), present.astype(np.float64)
-    else:
-        blocks, order = row_blocks(data.X, data.task_of_row, K)
-        design, y = OwnRows(blocks), data.y[order]
-        weight = (~np.isnan(y)).astype(np.float64)
-        y = np.where(codes[data.task_of_row[order]], 2 * y - 1, y)
-        y = np.where(weight > 0, y, 0.0)
-    totals = design.sum_rows(weight)
-    mixed = len(set(losses)) > 1
-    factors = np.array([scale_factor("mean", loss, total) for loss, total in zip(losses, totals, strict=True)])
-    units = np.array([loss.unit if mixed else 1.0 for loss in losses])
-    return design, Labels(y, weight * design.spread(factors * units), losses)
+        y = np.where(signs, 2 * data.y - 1, data.y)
+        return Training(data.X, y, TaskRows(names, None), losses, None, weight).build("mean", fit_intercept=True)
+    labelled = ~np.isnan(data.y)
+    X = data.X if labelled.all() else data.X[labelled]
+    y, owner = data.y[labelled], data.task_of_row[labelled]
+    y = np.where(signs[owner], 2 * y - 1, y)
+    return Training(X, y, TaskRows(names, owner), losses, None, weight).build("mean", fit_intercept=True)
 
 
 def cosines(W: Array) -> Array:
@@ -165,7 +156,7 @@ class LowRankRecipe(PenalizedRecipe):
 
     def critical(self, problem: Problem) -> Penalty:
         """`Trace` at its `lambda_max`."""
-        return Trace(Trace().lambda_max(problem.origin.gradient))
+        return Trace(Trace().lambda_max(problem.origin.gradient) or 1.0)
 
 
 @register_recipe
@@ -184,7 +175,7 @@ class SparseRecipe(PenalizedRecipe):
 
     def critical(self, problem: Problem) -> Penalty:
         """`L21` at its `lambda_max`."""
-        return L21(L21().lambda_max(problem.origin.gradient))
+        return L21(L21().lambda_max(problem.origin.gradient) or 1.0)
 
 
 @register_recipe
@@ -265,4 +256,4 @@ class RobustRecipe(PenalizedRecipe):
     def critical(self, problem: Problem) -> Penalty:
         """Both parts at the strengths at which each alone would learn nothing."""
         G = problem.origin.gradient
-        return Robust(Trace().lambda_max(G), float(np.linalg.norm(G, axis=0).max()))
+        return Robust(Trace().lambda_max(G) or 1.0, float(np.linalg.norm(G, axis=0).max()) or 1.0)

@@ -53,7 +53,7 @@ class MixtureProblem(Problem):
 
     def point(self, W: Array, Z: Array, start: Array | None = None) -> Point:
         at = self.inner.point(W @ self.V.T, Z, start)
-        return Point(at.gradient @ self.V, at.intercepts, at.slope, at.level)
+        return Point(at.gradient @ self.V, at.intercepts, at.slope)
 
     def intercepts(self, W: Array, Z: Array, start: Array | None = None) -> Array:
         return self.inner.intercepts(W @ self.V.T, Z, start)
@@ -76,6 +76,10 @@ class MixtureProblem(Problem):
 
     def restrict(self, features: Rows) -> MixtureProblem:
         return MixtureProblem(self.inner.restrict(features), self.V)
+
+    @property
+    def feature_sizes(self) -> Array:
+        return np.sqrt(self.inner.feature_sizes**2 @ self.V**2)
 
     def _feature_norms(self) -> Array:
         return np.sqrt(self.inner.feature_norms**2 @ self.V**2)

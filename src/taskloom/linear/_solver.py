@@ -15,7 +15,7 @@ import numpy as np
 
 from taskloom.linear._objective import Certificate, Objective
 from taskloom.linear._penalty import Penalty
-from taskloom.linear._problem import Point, Problem
+from taskloom.linear._problem import Problem
 from taskloom.tasks import Array, OptionError
 
 
@@ -52,7 +52,7 @@ class SolverState:
     Attributes:
         P: the variable, and `Z` the image of its W.
         P_before: the variable one step ago, and `Z_before` its image.
-        level: (K,) of the last point, see `Point`; empty where there is none.
+        level: (K,) intercepts of the last point, see `Point`; empty where there is none yet.
         momentum: t of the accelerated gradient.
         L: inverse of the step.
         n_iter: steps so far.
@@ -154,7 +154,7 @@ class Solver(ABC):
         short = 1e-3 / max(float(np.abs(problem.image(G)).max(initial=0.0)), 1e-300)
         D = short * G
         L = objective.curvature(objective.start(D), problem.image(D), at) * objective.n_parts
-        return SolverState(P, Z, P, Z, level_of(at), L=L if np.isfinite(L) and L > 0 else 1.0)
+        return SolverState(P, Z, P, Z, at.intercepts, L=L if np.isfinite(L) and L > 0 else 1.0)
 
     @abstractmethod
     def step(self, objective: Objective, state: SolverState, options: SolverOptions) -> SolverState:
@@ -196,11 +196,6 @@ class Fista(Solver):
         return SolverState(P, Z, state.P, state.Z, level, t, L, state.n_iter + 1, memory, state.trace, stuck)
 
 
-def level_of(at: Point) -> Array:
-    """What a state keeps of a point's intercepts."""
-    return np.zeros(0) if at.level is None else at.level
-
-
 def proximal_step(objective: Objective, Y: Array, ZY: Array, state: SolverState) -> tuple[Array, Array, float, Array, dict]:
     """A proximal gradient step from Y, as short as the curvature along it asks for.
 
@@ -217,7 +212,7 @@ def proximal_step(objective: Objective, Y: Array, ZY: Array, state: SolverState)
         Z = problem.image(objective.combine(P))
         needed = objective.curvature(P - Y, Z - ZY, at)
         if needed <= L * (1 + 1e-9) or not np.isfinite(L):
-            return P, Z, L, level_of(at), memory
+            return P, Z, L, at.intercepts, memory
         # Far away an exponential may need a step that is far too short here: shorten by and by.
         L = min(max(1.02 * needed, 1.05 * L), 4 * L) if np.isfinite(needed) else 4 * L
 
@@ -248,7 +243,7 @@ def minimize(
     objective = Objective(problem, penalty)
     reason = solver.unsupported(objective)
     if reason:
-        raise OptionError(f"`solver`={solver.name!r} {reason}; use solver='fista'")
+        raise OptionError(f"`solver`={solver.name!r} {reason}; use solver='auto'")
     # The caller's state stays as it is.
     state = solver.init(objective, _check_start(start, problem)) if state is None else replace(state, trace=list(state.trace))
     last = state.n_iter + options.max_iter

@@ -46,6 +46,11 @@ class Training:
         """K."""
         return len(self.rows.names)
 
+    @property
+    def units(self) -> Array:
+        """(K,) factors that put losses of several kinds on one scale, so that one strength serves all of them."""
+        return np.array([loss.unit if len(set(self.losses)) > 1 else 1.0 for loss in self.losses])
+
     def take(self, chosen: Rows) -> Training:
         """The same tasks on some of the rows."""
         owner = None if self.rows.owner is None else self.rows.owner[chosen]
@@ -63,10 +68,8 @@ class Training:
             design, y, weight = OwnRows(blocks), y[order], weight[order]
         totals = design.sum_rows(weight)
         self._check_totals(totals)
-        # Mixed kinds on one scale, so that one strength serves all of them.
-        units = np.array([loss.unit if len(set(self.losses)) > 1 else 1.0 for loss in self.losses])
         factors = np.array([scale_factor(scale, loss, total) for loss, total in zip(self.losses, totals, strict=True)])
-        weight = weight * design.spread(factors * units * self.task_weight)
+        weight = weight * design.spread(factors * self.units * self.task_weight)
         return design, Labels(y, weight, self.losses, fit_intercept=fit_intercept)
 
     def _flat(self) -> tuple[Array, Array]:
@@ -94,8 +97,8 @@ def read_training(X: Any, y: Any, tasks: Any, loss: LossLike, sample_weight: Any
     y = read_labels(y, X.shape[0], missing=tasks is None)
     rows = read_tasks(tasks, y)
     losses = _per_task(loss, rows.names, "loss", get_loss)
-    weight = None if sample_weight is None else _read_weight(sample_weight, X.shape[0])
-    default = np.ones(len(rows.names)) if task_weight is None else _per_task(task_weight, rows.names, "task_weight", float)
+    weight = None if sample_weight is None else read_weight(sample_weight, X.shape[0])
+    default = np.ones(len(rows.names)) if task_weight is None else _per_task(task_weight, rows.names, "task_weight", _number)
     training = Training(X, y, rows, losses, weight, np.asarray(default, dtype=np.float64))
     if not (np.isfinite(training.task_weight).all() and (training.task_weight > 0).all()):
         raise OptionError(f"`task_weight`={task_weight!r}: need one positive number a task; leave a task out by its rows")
@@ -118,14 +121,24 @@ def read_labels(y: Any, n: int, *, missing: bool) -> Array:
     return y
 
 
-def _read_weight(sample_weight: Any, n: int) -> Array:
-    weight = np.asarray(sample_weight, dtype=np.float64)
+def read_weight(sample_weight: Any, n: int) -> Array:
+    """Sample weights of n rows, checked.
+
+    Raises:
+        DataError: they are not n numbers of 0 or more.
+    """
+    try:
+        weight = np.asarray(sample_weight, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError("`sample_weight` holds what is no number; need one number a row") from error
     if weight.ndim == 0:
         weight = np.full(n, float(weight))
     if weight.shape != (n,):
         raise DataError(f"`sample_weight` has shape {weight.shape} for {n} rows; need ({n},)")
-    if not np.isfinite(weight).all() or (weight < 0).any():
-        raise DataError("`sample_weight` holds a value that is negative or not finite; use 0 to leave a row out")
+    bad = ~(weight >= 0) | np.isinf(weight)
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        raise DataError(f"`sample_weight` holds {weight[row]:g} in row {row}; need 0 or more, where 0 leaves a row out")
     return weight
 
 
@@ -148,6 +161,10 @@ def _per_task(given: Any, names: Array, parameter: str, read: Any) -> list[Any]:
     return [read(value) for value in given]
 
 
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float | np.number) else np.nan
+
+
 def _check_values(training: Training) -> None:
     """Labels that their losses cannot take."""
     for t, loss in enumerate(training.losses):
@@ -159,8 +176,10 @@ def _check_values(training: Training) -> None:
             raise DataError(f"`y` of task {name}: loss {loss.name!r} takes labels -1 and +1; found {np.unique(y)[:5].tolist()}")
         if loss.labels == "sign" and len(np.unique(y)) < 2:
             raise DataError(f"task {name} has one class ({y[0]:g} in all rows); leave it out")
-        if loss.labels == "count" and ((y < 0).any() or not (y > 0).any()):
-            raise DataError(f"`y` of task {name}: loss {loss.name!r} takes counts of 0 or more, not all 0; found {y.min():g}")
+        if loss.labels == "count" and (y < 0).any():
+            raise DataError(f"`y` of task {name}: loss {loss.name!r} takes counts of 0 or more; found {y.min():g}: correct it")
+        if loss.labels == "count" and not (y > 0).any():
+            raise DataError(f"`y` of task {name}: all counts are 0, so that there is no rate to learn; leave the task out")
 
 
 def task_labels(training: Training, t: int) -> Array:

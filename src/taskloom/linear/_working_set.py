@@ -19,7 +19,7 @@ from taskloom.linear._objective import Certificate, Objective
 from taskloom.linear._penalty import Penalty, Sum
 from taskloom.linear._problem import Point, RowsProblem
 from taskloom.linear._smooth_penalties import TaskQuadratic
-from taskloom.linear._solver import Fista, Solver, SolverOptions, SolverState, level_of, minimize
+from taskloom.linear._solver import Fista, Solver, SolverOptions, SolverState, minimize
 from taskloom.linear._sparse_penalties import L1, L21, Fused
 from taskloom.tasks import Array, Rows
 
@@ -29,7 +29,7 @@ FIRST_SIZE = 20
 
 
 class WorkingSet(Solver):
-    """Accelerated proximal gradient on growing sets of features.
+    """A solver for a few features, on growing sets of them: compiled coordinate descent where that serves, else `Fista`.
 
     Features enter by the size of their gradient, the set at least doubles with the support (as in Massias, Gramfort & Salmon,
     ICML 2018, `celer`). Screening is the gap-safe sphere rule (Ndiaye, Fercoq, Gramfort & Salmon, JMLR 2017): it drops features
@@ -54,7 +54,7 @@ class WorkingSet(Solver):
         Z = problem.image_of(support, P[support])
         at = problem.point(P, Z)
         memory = {**_kept(at), "alive": np.ones(problem.n_features, bool)}
-        return SolverState(P, Z, P, Z, level_of(at), memory=memory)
+        return SolverState(P, Z, P, Z, at.intercepts, memory=memory)
 
     def terminate(self, objective: Objective, state: SolverState) -> Certificate:
         return objective.certificate(state.P, state.Z, _point(state))
@@ -81,7 +81,7 @@ class WorkingSet(Solver):
         memory |= _kept(at)
         stuck = bool((P == state.P).all())
         n_iter = state.n_iter + max(inner.n_iter, 1)
-        return SolverState(P, Z, state.P, state.Z, level_of(at), n_iter=n_iter, memory=memory, trace=state.trace, stuck=stuck)
+        return SolverState(P, Z, state.P, state.Z, at.intercepts, n_iter=n_iter, memory=memory, trace=state.trace, stuck=stuck)
 
     @staticmethod
     def _solver_of(objective: Objective) -> Solver:
@@ -118,7 +118,8 @@ def _reach(penalty: Penalty, G: Array) -> Array:
     """(d,) how near each feature is to entering: 1 is the border."""
     if isinstance(penalty, L1):
         bound = np.broadcast_to(penalty.strength * (1.0 if penalty.weights is None else np.asarray(penalty.weights)), G.shape)
-        return (np.abs(G) / np.maximum(bound, 1e-300)).max(axis=1)
+        ratios = np.divide(np.abs(G), bound, where=bound > 0, out=np.where(G != 0, np.inf, 0.0))
+        return ratios.max(axis=1)
     if isinstance(penalty, L21):
         return np.linalg.norm(G, axis=1) / penalty.strength
     return np.linalg.norm(penalty.prox(-G, 1.0), axis=1)
@@ -143,6 +144,9 @@ def _never(objective: Objective, state: SolverState, relative: float) -> Mask:
         return np.zeros(d, bool)
     G = state.memory["gradient"]
     polar = objective.rest.polar(-G)
+    if polar is None or not np.isfinite(polar):
+        # No dual, so that what the solver goes by is no gap.
+        return np.zeros(d, bool)
     norms = objective.problem.feature_norms
     radius = np.sqrt(2 * relative * objective.problem.spread)
     shrunk = _reach(objective.rest, G / max(polar, 1.0))
