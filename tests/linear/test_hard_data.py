@@ -150,9 +150,6 @@ class TestScores:
         X, y, _ = rows
         labels = np.sign(y)
         for model in (tl.MultiTaskRegressor(tl.Ridge(0.01)).fit(X, y), tl.MultiTaskClassifier(tl.Ridge(0.01)).fit(X, labels)):
-            tl.MultiTaskRegressor(tl.Ridge(0.01)).fit(X, y),
-            tl.MultiTaskClassifier(tl.Ridge(0.01)).fit(X, np.sign(y)),
-        ):
             with pytest.raises(DataError, match="`sample_weight` has shape"):
                 model.score(X, np.sign(y), sample_weight=np.ones(3))
             with pytest.raises(DataError, match="`y` has shape"):
