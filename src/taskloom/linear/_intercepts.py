@@ -5,14 +5,12 @@ Letters: K tasks, b (K,) intercepts, g slope of f in b, h its curvature, s row w
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
+from taskloom.linear._design import Design
 from taskloom.tasks import Array
-
-if TYPE_CHECKING:
-    from taskloom.linear._problem import RowsProblem
 
 MAX_STEPS = 200
 EXACT = 1e-13
@@ -20,7 +18,23 @@ EXACT = 1e-13
 LARGEST_EXPONENT = 700.0
 
 
-def best_intercepts(problem: RowsProblem, scores: Array, start: Array | None = None) -> Array:
+class Rows(Protocol):
+    """What is needed of a problem: labels `y`, their weights and losses, and the design that they lie in."""
+
+    design: Design
+    labels: Any
+    y: Array
+
+    def each(self, what: str, argument: Array) -> Array:
+        """One of the losses' functions of every row."""
+        ...
+
+    def means(self, R: Array) -> Array:
+        """Weighted mean over each task's rows."""
+        ...
+
+
+def best_intercepts(problem: Rows, scores: Array, start: Array | None = None) -> Array:
     """B that minimises sum_i s_i phi(y_i, scores_i + b) of each task, to rounding.
 
     The slope g is increasing in b. Newton steps are taken while they at least halve it; else the bracket between slopes of both
@@ -51,7 +65,7 @@ def best_intercepts(problem: RowsProblem, scores: Array, start: Array | None = N
     return b
 
 
-def _slopes(problem: RowsProblem, scores: Array, b: Array) -> tuple[Array, Array, Array]:
+def _slopes(problem: Rows, scores: Array, b: Array) -> tuple[Array, Array, Array]:
     """Slope and curvature of each task in its intercept, and the sum of the rows' absolute slopes."""
     design, s = problem.design, problem.labels.weight
     z = scores + design.spread(b)
@@ -74,7 +88,7 @@ def _next(b: Array, slopes: tuple[Array, Array], bracket: tuple[Array, Array], s
     return np.where(both, np.where(inside, newton, middle), outward)
 
 
-def _log_means(problem: RowsProblem, scores: Array) -> Array:
+def _log_means(problem: Rows, scores: Array) -> Array:
     """Log of (weighted counts over weighted exp(scores)): the closed form for Poisson; -700 for a task without counts."""
     design, s = problem.design, problem.labels.weight
     top = design.largest(scores)

@@ -117,7 +117,7 @@ class TaskProx:
     def _model(self, w: Array, v: Array, gamma: float) -> tuple[float, Array, Array]:
         W, Z = w[:, None], self.problem.image(w[:, None])
         at = self.problem.point(W, Z)
-        curvature = self.weight * self.loss.second(self.problem.labels.y, Z + at.intercepts[0])
+        curvature = self.weight * self.loss.second(self.problem.y, Z + at.intercepts[0])
         X = self.X
         if self.fit_intercept and curvature.sum() > 0:
             X = X - curvature @ X / curvature.sum()
