@@ -52,7 +52,7 @@ class CoordinateDescent(Solver):
     def step(self, objective: Objective, state: SolverState, options: SolverOptions) -> SolverState:
         problem = objective.problem
         design, labels = problem.design, problem.labels  # ty: ignore[missing-attribute]
-        tol = 0.5 * options.tol * 0.1**state.n_iter
+        tol = options.tol * 0.1**state.n_iter
         alpha = objective.rest.strength / (labels.weight.flat[0] * design.shape[0])  # ty: ignore[missing-attribute]
         Y = labels.y if labels.offset is None else labels.y - labels.offset
         center = labels.fit_intercept

@@ -15,7 +15,7 @@ Letters: K tasks, N rows in all, d features, W (d, K) coefficients, Z image of W
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -199,7 +199,14 @@ class RowsProblem(Problem):
         """(d, K) weighted means of the features; zeros without intercepts."""
         if not self.labels.fit_intercept:
             return np.zeros((self.n_features, self.n_tasks))
-        return self.design.adjoint(np.broadcast_to(self.labels.weight, self.design.shape)) / self._totals
+        return self._weighted_sums(self.design.adjoint) / self._totals
+
+    def _weighted_sums(self, sums: Callable[[Array], Array]) -> Array:
+        """(d, K) sums over rows, each by its weight; taken once where all tasks weigh shared rows alike."""
+        s = self.labels.weight
+        if s.ndim == 2 and s.shape[1] > 1 and (s == s[:, :1]).all():
+            return np.repeat(sums(s[:, :1]), s.shape[1], axis=1)
+        return sums(s)
 
     @cached_property
     def label_centers(self) -> Array:
@@ -335,7 +342,7 @@ class RowsProblem(Problem):
     @cached_property
     def _squares(self) -> Array:
         """(d, K) weighted sums of squares of the features as they were given."""
-        return np.maximum(self.design.square_adjoint(np.broadcast_to(self.labels.weight, self.design.shape)), 0)
+        return np.maximum(self._weighted_sums(self.design.square_adjoint), 0)
 
     @property
     def feature_sizes(self) -> Array:
