@@ -88,7 +88,7 @@ class SharedRows(Design):
         return self.X.T @ R
 
     def sum_rows(self, R: Array) -> Array:
-        return np.broadcast_to(R, self.shape).sum(0)
+        return (R if R.shape == self.shape else np.broadcast_to(R, self.shape)).sum(0)
 
     def largest(self, R: Array) -> Array:
         return np.broadcast_to(R, self.shape).max(0)

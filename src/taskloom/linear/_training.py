@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.utils.validation import check_array, column_or_1d
+from sklearn.utils.validation import column_or_1d
 
-from taskloom.linear._check import TaskRows, read_tasks, row_blocks
+from taskloom.linear._check import TaskRows, is_sparse, read_tasks, row_blocks
 from taskloom.linear._design import Design, OwnRows, SharedRows
 from taskloom.linear._losses import Loss, get_loss, scale_factor
 from taskloom.linear._problem import Labels
@@ -110,8 +110,13 @@ def read_labels(y: Any, n: int, *, missing: bool) -> Array:
     """Y as floats, (n,) or (n, K); NaN is a missing label in 2-D y alone."""
     if y is None:
         raise DataError("requires y to be passed, but the target y is None; give the labels of all rows")
-    y = check_array(y, ensure_2d=False, dtype=np.float64, ensure_all_finite="allow-nan", input_name="y", allow_nd=True)
-    if y.ndim > 2 or len(y) != n:
+    if is_sparse(y):
+        raise DataError("`y` is sparse; pass a dense array, y.toarray()")
+    try:
+        y = np.asarray(y, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"`y` holds what is no number ({error}); code it as numbers, or use a classifier") from error
+    if y.ndim not in (1, 2) or len(y) != n:
         raise DataError(f"`y` has shape {y.shape} for {n} rows of X; need ({n},), or ({n}, K) for shared rows")
     y = column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
     bad = ~np.isfinite(y) if y.ndim == 1 or not missing else np.isinf(y)
