@@ -5,30 +5,56 @@ task), by default a `SharedBottom` that `MLP` makes. `fit_singles` trains one ne
 takes care of missing labels, of tasks of uneven size, of early stopping, and of checkpoints that resume to the bit; it runs on
 lightning-fabric, so device and precision are options.
 
-How the losses of a batch move the weights is an `UpdateStep`; `SumStep` is the plain sum. The recipes `single` and `joint`
-are `SingleRecipe` and `JointRecipe`.
+How the losses of a batch move the weights is an `UpdateStep`: `SumStep` is the plain sum, `AdaTaskStep` gives each task its own
+adaptive learning rate, `AggregatedStep` joins the tasks' gradients by an aggregator such as those of torchjd. `AdaTaskAdam` and
+its kin are torch optimizers of their own, for any training loop. `SingleRecipe`, `JointRecipe`, `AdaTaskRecipe` and others
+bring them into a study.
 """
 
+from taskloom.deep._adatask import AdaTaskAdagrad, AdaTaskAdam, AdaTaskAdamW, AdaTaskLite, AdaTaskRMSprop
+from taskloom.deep._balancing_recipes import (
+    AdaTaskRecipe,
+    AggregatedRecipe,
+    AlignedMTLRecipe,
+    IMTLGRecipe,
+    MGDARecipe,
+    PCGradRecipe,
+)
 from taskloom.deep._fit import NetFit, SingleFits, fit, fit_singles
 from taskloom.deep._nets import MLP, NetFactory, SharedBottom
 from taskloom.deep._options import FitOptions
 from taskloom.deep._predictor import NetPredictor
 from taskloom.deep._recipes import JointRecipe, SingleRecipe
 from taskloom.deep._stacked import StackedNets
+from taskloom.deep._task_gradients import AdaTaskStep, AggregatedStep, TaskGradientStep
 from taskloom.deep._update import SumStep, UpdateStep
 
 __all__ = [
     "MLP",
+    "AdaTaskAdagrad",
+    "AdaTaskAdam",
+    "AdaTaskAdamW",
+    "AdaTaskLite",
+    "AdaTaskRMSprop",
+    "AdaTaskRecipe",
+    "AdaTaskStep",
+    "AggregatedRecipe",
+    "AggregatedStep",
+    "AlignedMTLRecipe",
     "FitOptions",
+    "IMTLGRecipe",
     "JointRecipe",
+    "MGDARecipe",
     "NetFactory",
     "NetFit",
     "NetPredictor",
+    "PCGradRecipe",
     "SharedBottom",
     "SingleFits",
     "SingleRecipe",
     "StackedNets",
     "SumStep",
+    "TaskGradientStep",
     "UpdateStep",
     "fit",
     "fit_singles",

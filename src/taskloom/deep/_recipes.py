@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from taskloom.deep._fit import NetFit, fit, fit_singles, new_net
+from taskloom.deep._fit import NetFit, UpdateFactory, fit, fit_singles, new_net
 from taskloom.deep._nets import MLP, NetFactory
 from taskloom.deep._options import FitOptions
 from taskloom.deep._predictor import NetPredictor
+from taskloom.deep._update import SumStep
 from taskloom.tasks import Family, FitError, Recipe, RecipeFit, TaskData, register_recipe
 
 
@@ -82,6 +83,11 @@ class JointRecipe(Recipe):
         """Nets of the same make for each task alone."""
         return SingleRecipe(self.net, self.options)
 
+    def update(self) -> UpdateFactory:
+        """What moves the weights in each step; recipes of one net differ in it."""
+        return SumStep
+
     def _fit_one(self, train: TaskData, validation: TaskData, seed: int, rate: float) -> NetFit:
         net = new_net(self.net, train.X.shape[1:], train.tasks, seed)
-        return fit(net, train, validation, options=replace(self.options, learning_rate=rate), seed=seed)
+        options = replace(self.options, learning_rate=rate)
+        return fit(net, train, validation, options=options, seed=seed, update=self.update())

@@ -1,0 +1,162 @@
+"""What an AdaTask optimizer is told beside learning rates: its tasks, their weights, how their directions are joined.
+
+Letters: K tasks, P shared parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
+
+from torch import Tensor
+
+from taskloom.tasks import OptionError, unknown
+
+REDUCTIONS = ("sum", "mean", "rsqrt")
+KERNELS = ("auto", "fused", "foreach", "loop")
+Aggregator = Callable[[Tensor], Tensor]
+Weights = Sequence[float] | Mapping[str, float]
+
+
+class Joining(TypedDict, total=False):
+    """Keyword arguments that every AdaTask optimizer takes.
+
+    Attributes:
+        reduction: `sum` of the K normalised directions (the paper), their `mean`, or the sum over the root of K (`rsqrt`).
+            K counts all tasks, absent ones too: what one task moves does not hang on which others are in the batch.
+        task_weights: factors of the normalised directions, in the order of the tasks or by name (1 where a name is missing).
+        aggregator: maps the normalised directions, a matrix with a row for each task in the step and P columns, to one
+            direction (P,), in place of `reduction`. The aggregators of torchjd are such callables.
+        kernel: `fused`, `foreach`, or `loop` over parameters, as torch's own optimizers have them; `auto` takes the fastest.
+        data_parallel: process group over which gradients are averaged, True or None for all processes (None: only if
+            torch.distributed runs), False for none.
+    """
+
+    reduction: Literal["sum", "mean", "rsqrt"]
+    task_weights: Weights | None
+    aggregator: Aggregator | None
+    kernel: Literal["auto", "fused", "foreach", "loop"]
+    data_parallel: Any
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The same as `Joining`, checked.
+
+    Raises:
+        OptionError: a value outside of what it may be.
+        UnknownNameError: an unknown reduction or kernel.
+    """
+
+    reduction: str = "sum"
+    task_weights: Weights | None = None
+    aggregator: Aggregator | None = None
+    kernel: str = "auto"
+    data_parallel: Any = None
+
+    def __post_init__(self) -> None:
+        if self.reduction not in REDUCTIONS:
+            raise unknown("reduction", self.reduction, REDUCTIONS)
+        if self.kernel not in KERNELS:
+            raise unknown("kernel", self.kernel, KERNELS)
+        if self.aggregator is not None and not callable(self.aggregator):
+            raise OptionError(f"`aggregator`={self.aggregator!r}: give a callable that maps a (K, P) matrix to a vector (P,)")
+        if self.aggregator is not None and self.reduction != "sum":
+            raise OptionError(
+                f"`reduction`={self.reduction!r} with an `aggregator`: the aggregator joins the directions; leave one out"
+            )
+
+    def factor(self, n_tasks: int) -> float:
+        """What the sum of K normalised directions is multiplied by.
+
+        Examples:
+            >>> Settings(reduction="rsqrt").factor(4)
+            0.5
+        """
+        return {"sum": 1.0, "mean": 1 / n_tasks, "rsqrt": 1 / math.sqrt(n_tasks)}[self.reduction]
+
+
+def task_names(tasks: int | Sequence[str]) -> list[str]:
+    """Names of the tasks; a number K stands for `0`, `1`, ..., `K-1`.
+
+    Raises:
+        OptionError: no task, a name twice, or a name that is no text.
+
+    Examples:
+        >>> task_names(2)
+        ['0', '1']
+    """
+    if isinstance(tasks, bool | str) or (isinstance(tasks, int) and tasks < 1):
+        raise OptionError(f"`tasks`={tasks!r}: give a number of at least 1 or a list of names")
+    names = [str(k) for k in range(tasks)] if isinstance(tasks, int) else list(tasks)
+    strange = [name for name in names if not isinstance(name, str) or not name]
+    if strange or not names:
+        raise OptionError(f"`tasks`={names!r}: give at least one name, each a text that is not empty")
+    if len(set(names)) < len(names):
+        raise OptionError(f"`tasks`={names!r}: a name occurs twice; give each task its own")
+    twin = next((name for name in names if f"sq_{name}" in names), None)
+    if twin is not None:
+        raise OptionError(
+            f"`tasks`={names!r}: `sq_{twin}` beside `{twin}` makes `exp_avg_sq_{twin}` mean two things; rename one"
+        )
+    return names
+
+
+def weights_of(weights: Weights | None, names: Sequence[str]) -> list[float]:
+    """One weight for each task.
+
+    Raises:
+        OptionError: as many weights as tasks are needed, finite and not negative.
+        UnknownNameError: a weight of an unknown task.
+
+    Examples:
+        >>> weights_of({"b": 0.5}, ["a", "b"])
+        [1.0, 0.5]
+    """
+    if weights is None:
+        return [1.0] * len(names)
+    if isinstance(weights, Mapping):
+        strange = next((name for name in weights if name not in names), None)
+        if strange is not None:
+            raise unknown("task", str(strange), names)
+        found = [float(weights.get(name, 1.0)) for name in names]
+    else:
+        found = [float(weight) for weight in weights]
+    if len(found) != len(names):
+        raise OptionError(f"`task_weights`={found}: give one for each of the {len(names)} tasks")
+    if not all(math.isfinite(weight) and weight >= 0 for weight in found):
+        raise OptionError(f"`task_weights`={found}: give finite numbers that are not negative")
+    return found
+
+
+def check_group(group: dict[str, Any]) -> None:
+    """Refuse values of a parameter group that no update can be made of.
+
+    Raises:
+        OptionError: of the first such value.
+    """
+    for name in ("lr", "eps", "weight_decay", "lr_decay"):
+        value = float(group.get(name, 0.0))
+        if not (math.isfinite(value) and value >= 0):
+            raise OptionError(f"`{name}`={value}: give a finite number that is not negative")
+    rates = {"betas": group["betas"]} if "betas" in group else {"alpha": (group["alpha"],)} if "alpha" in group else {}
+    for name, values in rates.items():
+        if not all(0 <= value < 1 for value in values) or (name == "betas" and len(values) != 2):
+            raise OptionError(f"`{name}`={group[name]}: give numbers from 0 to below 1")
+    if not isinstance(group["shared"], bool):
+        raise OptionError(f"`shared`={group['shared']!r}: give True for parameters that tasks share, False for the others")
+    for weight in group["params"]:
+        _check_parameter(weight)
+
+
+def _check_parameter(weight: Tensor) -> None:
+    shape = tuple(weight.shape)
+    if not weight.is_floating_point():
+        raise OptionError(f"`params` has one of shape {shape} and type {weight.dtype}: only real floating types can be trained")
+    if hasattr(weight, "device_mesh") or hasattr(weight, "_fsdp_flattened"):
+        raise OptionError(
+            f"`params` has one of shape {shape} that is sharded over processes (FSDP): a per-task gradient never exists in "
+            "whole there; replicate the module (DistributedDataParallel) instead"
+        )

@@ -1,0 +1,142 @@
+"""Recipes of one net for all tasks whose update keeps any task from drowning the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+from taskloom.deep._fit import UpdateFactory
+from taskloom.deep._recipes import JointRecipe
+from taskloom.deep._task_gradients import AdaTaskStep, AggregatedStep
+from taskloom.tasks import OptionError, register_recipe
+
+
+@register_recipe
+@dataclass(frozen=True)
+class AdaTaskRecipe(JointRecipe):
+    """One net for all tasks, trained by AdaTask-Adam: each task has its own adaptive learning rate on the shared weights.
+
+    The learning rate with the least mean validation loss is chosen. Weights of the losses would do nothing here: see
+    `AdaTaskAdam`.
+
+    Attributes:
+        net: as for `SingleRecipe`.
+        options: batch size, length, precision, device.
+        title: name in a study, if not `adatask`.
+        reduction: `sum` of the tasks' directions, as in the paper, their `mean`, or `rsqrt`.
+
+    Examples:
+        >>> AdaTaskRecipe(reduction="mean").label
+        'adatask'
+    """
+
+    reduction: Literal["sum", "mean", "rsqrt"] = "sum"
+
+    name: ClassVar[str] = "adatask"
+    summary: ClassVar[str] = "one net, with an adaptive learning rate for each task on the shared weights (AdaTask-Adam)"
+    paper: ClassVar[str] = "Yang and others, AdaTask, AAAI 2023"
+
+    def __post_init__(self) -> None:
+        if self.reduction not in ("sum", "mean", "rsqrt"):
+            raise OptionError(f"`reduction`={self.reduction!r}: need 'sum', 'mean' or 'rsqrt'")
+
+    def update(self) -> UpdateFactory:
+        """AdaTask's step."""
+        return partial(AdaTaskStep, reduction=self.reduction)
+
+
+@dataclass(frozen=True)
+class AggregatedRecipe(JointRecipe):
+    """One net for all tasks; the tasks' gradients on the shared weights are joined by an aggregator of torchjd.
+
+    Attributes:
+        net: as for `SingleRecipe`.
+        options: batch size, length, precision, device.
+        title: name in a study, if not the recipe's.
+
+    Raises:
+        OptionError: torchjd is not installed.
+    """
+
+    aggregator: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        self._make()
+
+    def _make(self) -> Any:
+        try:
+            from torchjd import aggregation
+        except ImportError as error:
+            raise OptionError(f"recipe `{self.name}` needs torchjd; install taskloom[torchjd]") from error
+        make: Callable[[], Any] = getattr(aggregation, self.aggregator)
+        return make()
+
+    def update(self) -> UpdateFactory:
+        """A step with a fresh aggregator."""
+        return partial(AggregatedStep, aggregator=self._make())
+
+
+@register_recipe
+@dataclass(frozen=True)
+class PCGradRecipe(AggregatedRecipe):
+    """Of two tasks whose gradients conflict, each is projected on the other's normal plane.
+
+    Examples:
+        >>> PCGradRecipe().label
+        'pcgrad'
+    """
+
+    name: ClassVar[str] = "pcgrad"
+    summary: ClassVar[str] = "one net; gradients that conflict are projected on each other's normal plane"
+    paper: ClassVar[str] = "Yu and others, Gradient Surgery, NeurIPS 2020"
+    aggregator: ClassVar[str] = "PCGrad"
+
+
+@register_recipe
+@dataclass(frozen=True)
+class MGDARecipe(AggregatedRecipe):
+    """The shortest convex combination of the tasks' gradients: a direction in which no loss rises.
+
+    Examples:
+        >>> MGDARecipe().label
+        'mgda'
+    """
+
+    name: ClassVar[str] = "mgda"
+    summary: ClassVar[str] = "one net; the shortest convex combination of the tasks' gradients"
+    paper: ClassVar[str] = "Desideri 2012; Sener & Koltun, NeurIPS 2018"
+    aggregator: ClassVar[str] = "MGDA"
+
+
+@register_recipe
+@dataclass(frozen=True)
+class AlignedMTLRecipe(AggregatedRecipe):
+    """The matrix of gradients made orthogonal, so that no direction dominates.
+
+    Examples:
+        >>> AlignedMTLRecipe().label
+        'aligned-mtl'
+    """
+
+    name: ClassVar[str] = "aligned-mtl"
+    summary: ClassVar[str] = "one net; the tasks' gradients are made orthogonal and of one length before they are summed"
+    paper: ClassVar[str] = "Senushkin and others, CVPR 2023"
+    aggregator: ClassVar[str] = "AlignedMTL"
+
+
+@register_recipe
+@dataclass(frozen=True)
+class IMTLGRecipe(AggregatedRecipe):
+    """The combination whose projections on all tasks' gradients are equally long.
+
+    Examples:
+        >>> IMTLGRecipe().label
+        'imtl-g'
+    """
+
+    name: ClassVar[str] = "imtl-g"
+    summary: ClassVar[str] = "one net; a combination of gradients with equal projections on all of them"
+    paper: ClassVar[str] = "Liu and others, IMTL, ICLR 2021"
+    aggregator: ClassVar[str] = "IMTLG"

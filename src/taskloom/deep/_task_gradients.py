@@ -1,0 +1,189 @@
+"""Gradients of each task apart, and update steps that use them.
+
+Letters: K tasks, k of them in a batch, P shared parameters.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Unpack
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from taskloom.deep._adatask import AdaTaskAdam
+from taskloom.deep._adatask_settings import Joining
+from taskloom.deep._update import UpdateStep
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+Aggregator = Callable[[Tensor], Tensor]
+
+
+def task_gradients(losses: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """The gradient of each of k losses, (k, *shape) for each parameter, in one backward pass of k rows side by side.
+
+    Args:
+        losses: (k,) out of one forward pass, all of them finite.
+        parameters: that the losses may hang on; zeros for those that they do not.
+
+    Examples:
+        >>> weight = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> task_gradients(torch.stack([weight.sum(), weight[0]]), [weight])[0]
+        tensor([[1., 1.],
+                [1., 0.]])
+    """
+    rows = torch.eye(len(losses), dtype=losses.dtype, device=losses.device)
+    found = torch.autograd.grad(losses, parameters, rows, is_grads_batched=True, allow_unused=True)
+    return [
+        weight.new_zeros(len(losses), *weight.shape) if jac is None else jac
+        for weight, jac in zip(parameters, found, strict=True)
+    ]
+
+
+def is_shared(jac: Tensor) -> bool:
+    """Whether some number of a parameter is moved by two tasks or more; where there is one task alone, whether it is moved.
+
+    Args:
+        jac: (k, *shape) gradients of k tasks.
+
+    Examples:
+        >>> is_shared(torch.tensor([[1.0, 0.0], [0.0, 1.0]])), is_shared(torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
+        (False, True)
+    """
+    return bool(((jac != 0).sum(dim=0) >= min(2, len(jac))).any())
+
+
+class TaskGradientStep(UpdateStep):
+    """A step out of the gradients of each task apart.
+
+    Which parameters are shared is read off the first batch: heads, each number of which one task alone moves, are not.
+
+    Args:
+        optimizer: of all weights; what it does with the gradients is up to the subclass.
+        fabric: not used here: these steps run on one device, without a scaler.
+    """
+
+    def __init__(self, optimizer: Optimizer, fabric: Fabric | None) -> None:
+        self.optimizer, self.fabric = optimizer, fabric
+        self.parameters: list[Tensor] = [weight for group in optimizer.param_groups for weight in group["params"]]
+        self.shared: list[bool] | None = None
+
+    def step(self, closure: Callable[[], Tensor]) -> Tensor:
+        """One step; tasks without labels in the batch take no part."""
+        losses = closure()
+        present = list(range(len(losses)))
+        if not self.all_present:
+            present = torch.nonzero(~losses.detach().isnan()).squeeze(1).tolist()
+        if present:
+            chosen = losses if len(present) == len(losses) else losses[present]
+            gradients = task_gradients(chosen, self.parameters)
+            if self.shared is None:
+                self._set_shared([is_shared(jac) for jac in gradients], len(losses))
+            self._move(gradients, present)
+        return losses.detach()
+
+    def _set_shared(self, shared: list[bool], n_tasks: int) -> None:  # noqa: ARG002
+        self.shared = shared
+
+    @abstractmethod
+    def _move(self, gradients: list[Tensor], present: list[int]) -> None:
+        """Move all weights by the gradients of the tasks that are present."""
+
+    def _split(self, gradients: list[Tensor]) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
+        """Pairs (weight, gradients) of shared weights, and of the others."""
+        marked = list(zip(self.parameters, gradients, self.shared or [], strict=True))
+        return [(w, g) for w, g, shared in marked if shared], [(w, g) for w, g, shared in marked if not shared]
+
+
+class AdaTaskStep(TaskGradientStep):
+    """AdaTask-Adam on shared weights, Adam on heads (Yang et al., AAAI 2023; see `AdaTaskAdam`).
+
+    Args:
+        optimizer: gives the weights and the learning rate.
+        fabric: see `TaskGradientStep`.
+        joining: see `AdaTaskAdam`.
+    """
+
+    def __init__(self, optimizer: Optimizer, fabric: Fabric | None, **joining: Unpack[Joining]) -> None:
+        super().__init__(optimizer, fabric)
+        self.joining = joining
+        self.adatask: AdaTaskAdam | None = None
+
+    def _set_shared(self, shared: list[bool], n_tasks: int) -> None:
+        self.shared = shared
+        weights = list(zip(self.parameters, shared, strict=True))
+        groups = [
+            {"params": [weight for weight, is_common in weights if is_common]},
+            {"params": [weight for weight, is_common in weights if not is_common], "shared": False},
+        ]
+        groups = [group for group in groups if group["params"]]
+        rate = self.optimizer.param_groups[0]["lr"]
+        self.adatask = AdaTaskAdam(groups, n_tasks, lr=rate, **self.joining)
+
+    def _move(self, gradients: list[Tensor], present: list[int]) -> None:
+        if self.adatask is None:
+            return
+        common, own = self._split(gradients)
+        for weight, jac in common:
+            weight.jac = jac  # ty: ignore[missing-attribute]
+        for weight, jac in own:
+            weight.grad = jac.sum(dim=0)
+        self.adatask.take_jac(present)
+        self.adatask.step()
+        self.adatask.zero_grad()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer's state, and which weights are shared."""
+        if self.adatask is None:
+            return {}
+        return {"shared": self.shared, "n_tasks": len(self.adatask.tasks), "optimizer": self.adatask.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+        if state:
+            self._set_shared(list(state["shared"]), int(state["n_tasks"]))
+        if state and self.adatask is not None:
+            self.adatask.load_state_dict(state["optimizer"])
+
+
+class AggregatedStep(TaskGradientStep):
+    """The gradients of the tasks on shared weights joined by an aggregator, such as those of torchjd; heads take their own.
+
+    Args:
+        optimizer: steps with the joined gradient.
+        fabric: see `TaskGradientStep`.
+        aggregator: maps a matrix (k, P), a row for each task that is present, to one gradient (P,). If it has a `state_dict`,
+            that is saved and loaded with the step's.
+    """
+
+    def __init__(self, optimizer: Optimizer, fabric: Fabric | None, aggregator: Aggregator) -> None:
+        super().__init__(optimizer, fabric)
+        self.aggregator = aggregator
+
+    def _move(self, gradients: list[Tensor], present: list[int]) -> None:  # noqa: ARG002
+        common, own = self._split(gradients)
+        if common:
+            matrix = torch.cat([jac.flatten(1) for _, jac in common], dim=1)
+            joined = self.aggregator(matrix).split([weight.numel() for weight, _ in common])
+            for (weight, _), part in zip(common, joined, strict=True):
+                weight.grad = part.view_as(weight)
+        for weight, jac in own:
+            weight.grad = jac.sum(dim=0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of optimizer and aggregator, and which weights are shared."""
+        inner = self.aggregator.state_dict() if isinstance(self.aggregator, torch.nn.Module) else {}
+        return {"optimizer": self.optimizer.state_dict(), "shared": self.shared, "aggregator": dict(inner)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.shared = None if state["shared"] is None else list(state["shared"])
+        if isinstance(self.aggregator, torch.nn.Module):
+            self.aggregator.load_state_dict(state["aggregator"])
