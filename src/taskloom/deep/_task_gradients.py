@@ -156,8 +156,8 @@ class AggregatedStep(TaskGradientStep):
     Args:
         optimizer: steps with the joined gradient.
         fabric: see `TaskGradientStep`.
-        aggregator: maps a matrix (k, P), a row for each task that is present, to one gradient (P,). If it has a `state_dict`,
-            that is saved and loaded with the step's.
+        aggregator: maps a matrix (k, P), a row for each task that is present, to one gradient (P,). If it is
+            a module, what it remembers is saved and loaded with the step's state.
     """
 
     def __init__(self, optimizer: Optimizer, fabric: Fabric | None, aggregator: Aggregator) -> None:
@@ -178,12 +178,45 @@ class AggregatedStep(TaskGradientStep):
 
     def state_dict(self) -> dict[str, Any]:
         """The states of optimizer and aggregator, and which weights are shared."""
-        inner = self.aggregator.state_dict() if isinstance(self.aggregator, torch.nn.Module) else {}
-        return {"optimizer": self.optimizer.state_dict(), "shared": self.shared, "aggregator": dict(inner)}
+        inner = memory_of(self.aggregator) if isinstance(self.aggregator, torch.nn.Module) else {}
+        return {"optimizer": self.optimizer.state_dict(), "shared": self.shared, "aggregator": inner}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict`."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.shared = None if state["shared"] is None else list(state["shared"])
         if isinstance(self.aggregator, torch.nn.Module):
-            self.aggregator.load_state_dict(state["aggregator"])
+            set_memory(self.aggregator, state["aggregator"])
+
+
+_PLAIN = (Tensor, int, float, bool, str, tuple, list, type(None), torch.dtype)
+
+
+def memory_of(module: torch.nn.Module) -> dict[str, dict[str, Any]]:
+    """All buffers and plain attributes of a module and its parts, by the part's name.
+
+    Some aggregators of torchjd make their buffers when they are first used, and keep beside them what tells whether they are
+    still valid: their own `state_dict` loses the latter, and their `load_state_dict` refuses the former.
+
+    Examples:
+        >>> part = torch.nn.Identity()
+        >>> part.age = 3
+        >>> memory_of(part)[""]["age"]
+        3
+    """
+    return {
+        name: {
+            key: value.clone() if isinstance(value, Tensor) else value
+            for key, value in {**vars(part), **part._buffers}.items()
+            if isinstance(value, _PLAIN) and key != "training"
+        }
+        for name, part in module.named_modules(remove_duplicate=False)
+    }
+
+
+def set_memory(module: torch.nn.Module, memory: dict[str, dict[str, Any]]) -> None:
+    """Give a module what `memory_of` read off another of its kind."""
+    for name, values in memory.items():
+        part = module.get_submodule(name)
+        for key, value in values.items():
+            setattr(part, key, value.clone() if isinstance(value, Tensor) else value)
