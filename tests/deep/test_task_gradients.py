@@ -1,7 +1,5 @@
 """Gradients of each task apart, the steps made of them, and the recipes that use them."""
 
-import io
-
 import numpy as np
 import pytest
 import torch
@@ -168,21 +166,38 @@ def test_recipes_serve_every_shape_of_data(recipe, parts, request):
         assert np.isfinite(result.predictor.predict(test.X[test.rows(t)], [t])[0]).all()
 
 
-def test_a_fit_resumes_to_the_bit(shared_parts, tmp_path):
+@pytest.mark.parametrize("name", ["AdaTask", "PCGrad", "GradVac"])
+def test_a_fit_that_was_killed_goes_on_to_the_bit(name, shared_parts, tmp_path):
     train, validation, _ = shared_parts
+    make = AdaTaskStep if name == "AdaTask" else aggregated(name)
 
-    def run(steps, checkpoint=None):
-        net = new_net(MLP((8,)), train.X.shape[1:], train.tasks, 0)
-        options = FitOptions(max_steps=steps, patience=1000, accelerator="cpu", learning_rate=1e-2)
-        fit(net, train, validation, options=options, update=AdaTaskStep, checkpoint=checkpoint)
-        return dict(net.state_dict())
+    class Killed(Exception):  # noqa: N818
+        pass
 
-    whole = run(20, tmp_path / "whole.pt")
-    file = io.BytesIO()
-    torch.save(whole, file)
-    again = run(20, tmp_path / "whole.pt")
-    for name, value in whole.items():
-        assert torch.equal(value, again[name])
+    def killed_at_13(optimizer, fabric):
+        step, n = make(optimizer, fabric), iter(range(13))
+        inner = step.step
+
+        def counted(closure):
+            if next(n, None) is None:
+                raise Killed
+            return inner(closure)
+
+        step.step = counted
+        return step
+
+    def run(checkpoint, update):
+        net = new_net(MLP((8,), dropout=0.2), train.X.shape[1:], train.tasks, 0)
+        options = FitOptions(max_steps=25, patience=1000, accelerator="cpu", learning_rate=1e-2, checkpoint_every=5)
+        result = fit(net, train, validation, options=options, update=update, checkpoint=checkpoint)
+        return result.net.state_dict()
+
+    whole = run(tmp_path / "whole.pt", make)
+    with pytest.raises(Killed):
+        run(tmp_path / "parts.pt", killed_at_13)
+    resumed = run(tmp_path / "parts.pt", make)
+    for key, value in whole.items():
+        assert torch.equal(value, resumed[key]), key
 
 
 def test_adatask_does_not_hear_the_scale_of_a_loss():
