@@ -15,16 +15,17 @@ from taskloom.deep import (
     FitOptions,
     JointRecipe,
     PCGradRecipe,
+    ScalarizedStep,
     SumStep,
     fit,
 )
-from taskloom.deep._balancing_recipes import AlignedMTLRecipe, IMTLGRecipe, MGDARecipe
+from taskloom.deep._balancing_recipes import AlignedMTLRecipe, FAMORecipe, IMTLGRecipe, MGDARecipe, UWRecipe
 from taskloom.deep._fit import new_net
 from taskloom.deep._task_gradients import is_shared, task_gradients
 from taskloom.tasks import OptionError
 
 OPTIONS = FitOptions(max_steps=30, accelerator="cpu", learning_rate=1e-2)
-BALANCING = [AdaTaskRecipe, PCGradRecipe, MGDARecipe, AlignedMTLRecipe, IMTLGRecipe]
+BALANCING = [AdaTaskRecipe, PCGradRecipe, MGDARecipe, AlignedMTLRecipe, IMTLGRecipe, UWRecipe, FAMORecipe]
 
 
 class Toy:
@@ -88,6 +89,22 @@ class TestGradVacResumes(TestAdaTaskStepResumes):
     # An aggregator with a memory of its own.
     def make(self):
         return Toy(aggregated("GradVac"))
+
+
+def scalarized(name):
+    scalarization = pytest.importorskip("torchjd.scalarization", reason="the extra torchjd is not installed")
+    return lambda optimizer, fabric: ScalarizedStep(optimizer, fabric, getattr(scalarization, name))
+
+
+class TestUWResumes(TestAdaTaskStepResumes):
+    def make(self):
+        return Toy(scalarized("UW"), absent={(3, 1), (9, 0)})
+
+
+class TestFAMOResumes(TestAdaTaskStepResumes):
+    # A scalarizer with an optimizer of its own inside.
+    def make(self):
+        return Toy(scalarized("FAMO"), absent={(0, 1), (9, 0)})
 
 
 def test_gradients_side_by_side_are_those_one_by_one():

@@ -16,15 +16,19 @@ from taskloom.deep._balancing_recipes import (
     AdaTaskRecipe,
     AggregatedRecipe,
     AlignedMTLRecipe,
+    FAMORecipe,
     IMTLGRecipe,
     MGDARecipe,
     PCGradRecipe,
+    ScalarizedRecipe,
+    UWRecipe,
 )
 from taskloom.deep._fit import NetFit, SingleFits, fit, fit_singles
 from taskloom.deep._nets import MLP, NetFactory, SharedBottom
 from taskloom.deep._options import FitOptions
 from taskloom.deep._predictor import NetPredictor
 from taskloom.deep._recipes import JointRecipe, SingleRecipe
+from taskloom.deep._scalarized_step import ScalarizedStep
 from taskloom.deep._stacked import StackedNets
 from taskloom.deep._task_gradients import AdaTaskStep, AggregatedStep, TaskGradientStep
 from taskloom.deep._update import SumStep, UpdateStep
@@ -41,6 +45,7 @@ __all__ = [
     "AggregatedRecipe",
     "AggregatedStep",
     "AlignedMTLRecipe",
+    "FAMORecipe",
     "FitOptions",
     "IMTLGRecipe",
     "JointRecipe",
@@ -49,12 +54,15 @@ __all__ = [
     "NetFit",
     "NetPredictor",
     "PCGradRecipe",
+    "ScalarizedRecipe",
+    "ScalarizedStep",
     "SharedBottom",
     "SingleFits",
     "SingleRecipe",
     "StackedNets",
     "SumStep",
     "TaskGradientStep",
+    "UWRecipe",
     "UpdateStep",
     "fit",
     "fit_singles",

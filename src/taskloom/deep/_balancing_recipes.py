@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
 
 from taskloom.deep._fit import UpdateFactory
 from taskloom.deep._recipes import JointRecipe
+from taskloom.deep._scalarized_step import ScalarizedStep
 from taskloom.deep._task_gradients import AdaTaskStep, AggregatedStep
 from taskloom.tasks import OptionError, register_recipe
 
@@ -66,12 +67,7 @@ class AggregatedRecipe(JointRecipe):
         self._make()
 
     def _make(self) -> Any:
-        try:
-            from torchjd import aggregation
-        except ImportError as error:
-            raise OptionError(f"recipe `{self.name}` needs torchjd; install taskloom[torchjd]") from error
-        make: Callable[[], Any] = getattr(aggregation, self.aggregator)
-        return make()
+        return getattr(_torchjd(self.name, "aggregation"), self.aggregator)()
 
     def update(self) -> UpdateFactory:
         """A step with a fresh aggregator."""
@@ -140,3 +136,69 @@ class IMTLGRecipe(AggregatedRecipe):
     summary: ClassVar[str] = "one net; a combination of gradients with equal projections on all of them"
     paper: ClassVar[str] = "Liu and others, IMTL, ICLR 2021"
     aggregator: ClassVar[str] = "IMTLG"
+
+
+@dataclass(frozen=True)
+class ScalarizedRecipe(JointRecipe):
+    """One net for all tasks; the losses are weighed by a scalarizer of torchjd before one backward pass.
+
+    Attributes:
+        net: as for `SingleRecipe`.
+        options: batch size, length, precision, device.
+        title: name in a study, if not the recipe's.
+
+    Raises:
+        OptionError: torchjd is not installed.
+    """
+
+    scalarizer: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        self._make(1)
+
+    def _make(self, n_tasks: int) -> Any:
+        return getattr(_torchjd(self.name, "scalarization"), self.scalarizer)(n_tasks)
+
+    def update(self) -> UpdateFactory:
+        """A step with a fresh scalarizer."""
+        return partial(ScalarizedStep, make=self._make)
+
+
+@register_recipe
+@dataclass(frozen=True)
+class UWRecipe(ScalarizedRecipe):
+    """Each loss is divided by a learned variance of its task: uncertainty weighting.
+
+    Examples:
+        >>> UWRecipe().label
+        'uw'
+    """
+
+    name: ClassVar[str] = "uw"
+    summary: ClassVar[str] = "one net; each loss divided by a learned variance of its task (uncertainty weighting)"
+    paper: ClassVar[str] = "Kendall, Gal & Cipolla, CVPR 2018"
+    scalarizer: ClassVar[str] = "UW"
+
+
+@register_recipe
+@dataclass(frozen=True)
+class FAMORecipe(ScalarizedRecipe):
+    """Weights of the losses that let all of them fall at one rate, learned from the losses alone.
+
+    Examples:
+        >>> FAMORecipe().label
+        'famo'
+    """
+
+    name: ClassVar[str] = "famo"
+    summary: ClassVar[str] = "one net; learned weights that let all losses fall at one rate (a second forward pass a step)"
+    paper: ClassVar[str] = "Liu and others, FAMO, NeurIPS 2023"
+    scalarizer: ClassVar[str] = "FAMO"
+
+
+def _torchjd(recipe: str, part: str) -> Any:
+    try:
+        importlib.import_module("torchjd")
+        return importlib.import_module(f"torchjd.{part}")
+    except ImportError as error:
+        raise OptionError(f"recipe `{recipe}` needs torchjd; install taskloom[torchjd]") from error
