@@ -313,3 +313,27 @@ def test_progress_tells_every_unit(tmp_path):
     assert [told[:2] for told in seen] == [(0, 3), (1, 3), (2, 3), (3, 3)]
     study(GROUPS, ["ridge"], seeds=3, options=StudyOptions(cache=tmp_path), progress=lambda *told: seen.append(told))
     assert seen[-1] == (3, 3, "3 of 3 fits were done before")
+
+
+def test_a_study_without_names_trains_what_needs_no_extra_and_serves_the_tasks(monkeypatch):
+    import sys
+
+    import numpy as np
+
+    from taskloom.study import StudyOptions, study
+    from taskloom.study._study import with_baselines
+    from taskloom.tasks import Task, TaskData
+
+    monkeypatch.setitem(sys.modules, "torchjd", None)
+    rng = np.random.default_rng(0)
+    data = TaskData.shared_rows(
+        rng.normal(size=(60, 2)), (np.arange(60) % 3)[:, None], [Task("a", "multiclass", classes=tuple("xyz"))]
+    )
+    seen = []
+    monkeypatch.setattr(
+        "taskloom.study._study.with_baselines", lambda recipes: seen.extend(recipes) or with_baselines(recipes[:1])
+    )
+    study(data, seeds=1, options=StudyOptions(cache=False, budget=1))
+    names = {recipe.name for recipe in seen}
+    assert {"ridge", "single", "joint", "adatask"} <= names
+    assert not names & {"pcgrad", "uw", "lowrank"}

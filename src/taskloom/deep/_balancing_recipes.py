@@ -62,6 +62,7 @@ class AggregatedRecipe(JointRecipe):
     """
 
     aggregator: ClassVar[str]
+    by_default: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         self._make()
@@ -152,6 +153,7 @@ class ScalarizedRecipe(JointRecipe):
     """
 
     scalarizer: ClassVar[str]
+    by_default: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         self._make(1)

@@ -52,20 +52,27 @@ class PenalizedRecipe(Recipe):
         if not 0 < self.weakest <= self.strongest < np.inf:
             raise OptionError(f"`weakest`={self.weakest}, `strongest`={self.strongest}: need 0 < weakest <= strongest")
 
+    def refuses(self, data: TaskData) -> str:
+        """Rows that are no vectors, and tasks of more than two classes."""
+        shape = data.features.numeric.shape[1:]
+        if len(shape) != 1:
+            return f"recipe `{self.label}` takes rows of shape (d,), not {shape}; leave it out"
+        many = [task.name for task in data.tasks if task.kind == "multiclass"]
+        remedy = "make one task of each class against the rest, or leave it out"
+        return (
+            f"recipe `{self.label}` takes regression and binary tasks, and `{many[0]}` has more classes; {remedy}"
+            if many
+            else ""
+        )
+
     @abstractmethod
     def critical(self, problem: Problem) -> Penalty:
         """The penalty at the strength from which on nothing, or next to nothing, is learned."""
 
     def fit(self, train: TaskData, validation: TaskData, *, seed: int, budget: int = 4) -> RecipeFit:  # noqa: ARG002
         """Fit the path; nothing here is random, so `seed` changes nothing."""
-        if train.X.ndim != 2:
-            raise OptionError(f"recipe `{self.label}` takes rows of shape (d,), not {train.X.shape[1:]}; leave it out")
-        many = [task.name for task in train.tasks if task.kind == "multiclass"]
-        if many:
-            remedy = "make one task of each class against the rest, or leave it out"
-            raise OptionError(
-                f"recipe `{self.label}` takes regression and binary tasks, and `{many[0]}` has more classes; {remedy}"
-            )
+        if reason := self.refuses(train):
+            raise OptionError(reason)
         design, labels = task_design(train)
         problem = smooth_problem(design, labels)
         critical = self.critical(problem)

@@ -80,7 +80,7 @@ class Study(Outcome):
 
 def study(
     data: TaskData,
-    recipes: Sequence[str | Recipe] | None = None,
+    recipes: str | Recipe | Sequence[str | Recipe] | None = None,
     *,
     seeds: int | Sequence[int] = 5,
     n_jobs: int | None = None,
@@ -98,7 +98,8 @@ def study(
 
     Args:
         data: the tasks.
-        recipes: names or recipe objects; default: all registered. The baselines of their families are added.
+        recipes: names or recipe objects; default: all registered that need no extra and serve
+            these tasks. The baselines of their families are added.
         seeds: a number S (0 ... S - 1) or the seeds themselves; at least 3 for a verdict.
         n_jobs: fits at once, as joblib counts them (-1: all cores; None: one, or what `joblib.parallel_config` says). Any
             registered joblib backend serves, and the numbers are the same for every one.
@@ -119,8 +120,11 @@ def study(
     options, seeds = options or StudyOptions(), seed_list(seeds)
     if n_jobs == 0:
         raise OptionError("`n_jobs`=0: give the number of fits at once, or -1 for all cores")
-    named = [recipes] if isinstance(recipes, str) else recipes
-    chosen = with_baselines([get_recipe(recipe) for recipe in (named if named is not None else recipe_classes())])
+    named = [recipes] if isinstance(recipes, str | Recipe) else recipes
+    if named is None:
+        ready = [make() for make in recipe_classes().values() if make.by_default]
+        named = [recipe for recipe in ready if not recipe.refuses(data)]
+    chosen = with_baselines([get_recipe(recipe) for recipe in named])
     _check_data(data)
     # A split that is impossible is found before anything is trained.
     for seed in seeds:

@@ -106,6 +106,7 @@ class Recipe(ABC):
         family: recipes are compared with the single-task baseline of their own family.
         is_baseline: whether it trains each task alone.
         revision: raised when the same settings give other numbers than before.
+        by_default: whether a study that names no recipes trains it; not where it needs an extra.
     """
 
     name: ClassVar[str]
@@ -114,6 +115,11 @@ class Recipe(ABC):
     family: ClassVar[Family]
     is_baseline: ClassVar[bool] = False
     revision: ClassVar[int] = 1
+    by_default: ClassVar[bool] = True
+
+    def refuses(self, data: TaskData) -> str:  # noqa: ARG002
+        """Why these tasks cannot be served, as a sentence with a remedy; empty if they can."""
+        return ""
 
     @abstractmethod
     def fit(self, train: TaskData, validation: TaskData, *, seed: int, budget: int = 4) -> RecipeFit:
