@@ -23,6 +23,8 @@ from taskloom.deep._balancing_recipes import (
     ScalarizedRecipe,
     UWRecipe,
 )
+from taskloom.deep._dominance import DominanceMeter
+from taskloom.deep._dominance_layers import DominanceRow
 from taskloom.deep._fit import NetFit, SingleFits, fit, fit_singles
 from taskloom.deep._nets import MLP, NetFactory, SharedBottom
 from taskloom.deep._options import FitOptions
@@ -45,6 +47,8 @@ __all__ = [
     "AggregatedRecipe",
     "AggregatedStep",
     "AlignedMTLRecipe",
+    "DominanceMeter",
+    "DominanceRow",
     "FAMORecipe",
     "FitOptions",
     "IMTLGRecipe",
