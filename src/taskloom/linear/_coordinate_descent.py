@@ -59,25 +59,21 @@ class CoordinateDescent(Solver):
         X = np.empty(design.X.shape, order="F")
         np.subtract(design.X, design.X.mean(axis=0) if center else 0.0, out=X)
         Y = Y - Y.mean(axis=0) if center else Y
-        W, sweeps = _descend(X, Y, isinstance(objective.rest, L21), alpha, (tol, options.max_iter), state.P)
-        support = np.flatnonzero(W.any(axis=1))
-        Z = problem.image_of(support, W[support])
+        W = _descend(X, Y, isinstance(objective.rest, L21), alpha, (tol, options.max_iter), state.P)
+        Z = problem.image_by_support(W)
         stuck = bool((W == state.P).all()) and tol < 1e-15
-        memory = {"sweeps": state.memory.get("sweeps", np.zeros(1)) + sweeps}
-        return SolverState(W, Z, state.P, state.Z, state.level, 1.0, 0.0, state.n_iter + 1, memory, state.trace, stuck)
+        return SolverState(W, Z, state.P, state.Z, state.level, 1.0, 0.0, state.n_iter + 1, state.memory, state.trace, stuck)
 
     def init(self, objective: Objective, W: Array | None = None) -> SolverState:
-        problem = objective.problem
         P = objective.start(W)
-        support = np.flatnonzero(P.any(axis=1))
-        Z = problem.image_of(support, P[support])
+        Z = objective.problem.image_by_support(P)
         return SolverState(P, Z, P, Z)
 
 
-def _descend(X: Array, Y: Array, joint: bool, alpha: float, stop: tuple[float, int], W: Array) -> tuple[Array, int]:
-    """Coordinate descent from W on centred X and Y: rows of W together, or task by task; W and how many sweeps it took."""
+def _descend(X: Array, Y: Array, joint: bool, alpha: float, stop: tuple[float, int], W: Array) -> Array:
+    """Coordinate descent from W on centred X and Y: rows of W together, or task by task."""
     settings: dict[str, Any] = {"l1_ratio": 1.0, "alphas": np.array([alpha]), "precompute": False, "check_input": False}
-    settings |= {"tol": stop[0], "max_iter": stop[1], "return_n_iter": True}
+    settings |= {"tol": stop[0], "max_iter": stop[1]}
     targets = [np.asfortranarray(Y)] if joint and Y.shape[1] > 1 else [np.ascontiguousarray(y) for y in Y.T]
     starts = [np.array(W.T, order="F")] if joint and Y.shape[1] > 1 else [np.array(w) for w in W.T]
     # What it would check has been checked, and whether it converged is for our certificate to say.
@@ -86,4 +82,4 @@ def _descend(X: Array, Y: Array, joint: bool, alpha: float, stop: tuple[float, i
         fits = [enet_path(X, y, coef_init=w, **settings) for y, w in zip(targets, starts, strict=True)]
     columns = [fit[1][..., 0] for fit in fits]
     found = columns[0].T if columns[0].ndim == 2 else np.stack(columns, axis=1)
-    return np.ascontiguousarray(found), max(int(fit[3][0]) for fit in fits)
+    return np.ascontiguousarray(found)

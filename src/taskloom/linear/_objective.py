@@ -73,7 +73,6 @@ class Objective:
         self.smooth = list(terms)
         self.rest = self._rest_of_smooth() if rest is None else rest
         self.n_parts = len(self.rest.parts) if isinstance(self.rest, Split) else 1
-        self._from_memory = getattr(self.rest, "prox_from", None)
 
     def _rest_of_smooth(self) -> Penalty:
         if len(self.smooth) == 1:
@@ -114,7 +113,7 @@ class Objective:
 
     def prox(self, V: Array, step: float, memory: dict[str, Array]) -> Array:
         """The proximal map of the rest, with what it remembers of the last call."""
-        return self.rest.prox(V, step) if self._from_memory is None else self._from_memory(V, step, memory)
+        return self.rest.prox_from(V, step, memory)
 
     def curvature(self, D: Array, dZ: Array, at: Point) -> float:
         """Twice the rise of f + q above its tangent along D, over |D|^2: a step of its inverse is safe."""

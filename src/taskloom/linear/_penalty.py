@@ -8,8 +8,8 @@ Letters: K tasks, d features, W (d, K) coefficients, G (d, K) gradient of the lo
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -41,6 +41,10 @@ class Penalty(ABC):
     @abstractmethod
     def prox(self, V: Array, step: float) -> Array:
         """argmin_W |W - V|_F^2 / 2 + step Omega(W)."""
+
+    def prox_from(self, V: Array, step: float, memory: dict[str, Array]) -> Array:  # noqa: ARG002
+        """The proximal map; one that iterates starts from what `memory` keeps of the last call."""
+        return self.prox(V, step)
 
     def distance(self, W: Array, G: Array) -> float:
         """Frobenius distance of -G to the subdifferential of Omega at W: zero just where W minimises <G, .> + Omega.
@@ -91,7 +95,7 @@ class Penalty(ABC):
     def scaled(self, factor: float) -> Self:
         """The same penalty with all strengths multiplied."""
         changes: dict[str, Any] = {name: factor * getattr(self, name) for name in self.strengths}
-        return dataclasses.replace(self, **changes)  # ty: ignore[invalid-argument-type]
+        return replace(self, **changes)  # ty: ignore[invalid-argument-type]
 
     def check(self, d: int, K: int) -> None:  # noqa: ARG002
         """Refuse a problem of d features and K tasks that the penalty does not fit, before any work is done."""
@@ -121,6 +125,34 @@ class Penalty(ABC):
             OptionError: the sum has neither.
         """
         return add(self, other)
+
+
+@dataclass(frozen=True)
+class NormPenalty(Penalty):
+    """strength times a norm of W, whose dual norm gives all that a duality gap needs.
+
+    Attributes:
+        strength: 0 or more.
+    """
+
+    strength: float = 1.0
+
+    @abstractmethod
+    def dual_norm(self, U: Array) -> float:
+        """Of the norm itself, without the strength."""
+
+    def polar(self, U: Array) -> float:
+        """The dual norm over the strength."""
+        size = self.dual_norm(U)
+        return size / self.strength if self.strength > 0 else (np.inf if size > 0 else 0.0)
+
+    def lambda_max(self, G: Array) -> float:
+        """The dual norm of the gradient."""
+        return self.dual_norm(G)
+
+    def merge(self, other: Penalty) -> Penalty | None:
+        """Two of a kind are one."""
+        return replace(self, strength=self.strength + other.strength) if isinstance(other, type(self)) else None
 
 
 class Quadratic(Penalty):

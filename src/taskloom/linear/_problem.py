@@ -98,6 +98,11 @@ class Problem(ABC):
     def image_of(self, features: Rows, W: Array) -> Array:
         """The image of coefficients that are W (p, K) at p features and zero at all others."""
 
+    def image_by_support(self, W: Array) -> Array:
+        """The image of W by the features that it uses: for sparse W cheaper than `image`."""
+        support = np.flatnonzero(W.any(axis=1))
+        return self.image_of(support, W[support])
+
     @abstractmethod
     def point(self, W: Array, Z: Array, start: Array | None = None) -> Point:
         """Gradient and intercepts at W; `start` is the intercepts of a point nearby."""

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from taskloom.linear._penalty import Penalty, as_matrix
+from taskloom.linear._penalty import NormPenalty, Penalty, as_matrix
 from taskloom.linear._total_variation import prox_total_variation
 from taskloom.tasks import Array, OptionError
 
@@ -104,7 +104,7 @@ class L1(Penalty):
 
 
 @dataclass(frozen=True)
-class L21(Penalty):
+class L21(NormPenalty):
     """strength sum_j |row j of W|_2: all tasks choose the same features (Obozinski, Taskar & Jordan 2010).
 
     scikit-learn's `MultiTaskLasso(alpha)` is this with shared rows, `scale="mean"` and strength = alpha.
@@ -134,18 +134,9 @@ class L21(Penalty):
         off = np.maximum(np.linalg.norm(G, axis=1) - self.strength, 0)
         return float(np.linalg.norm(np.where(norms[:, 0] > 0, on, off)))
 
-    def polar(self, U: Array) -> float:
-        """The longest row of U, over the strength."""
-        longest = _largest(np.linalg.norm(U, axis=1))
-        return longest / self.strength if self.strength > 0 else (np.inf if longest > 0 else 0.0)
-
-    def lambda_max(self, G: Array) -> float:
-        """The longest row of the gradient."""
-        return _largest(np.linalg.norm(G, axis=1))
-
-    def merge(self, other: Penalty) -> Penalty | None:
-        """L21 + L21 is one."""
-        return L21(self.strength + other.strength) if isinstance(other, L21) else None
+    def dual_norm(self, U: Array) -> float:
+        """The length of the longest row."""
+        return _largest(np.linalg.norm(U, axis=1))
 
 
 @dataclass(frozen=True)

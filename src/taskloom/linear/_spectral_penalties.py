@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from taskloom.linear._penalty import Penalty, check_strength
+from taskloom.linear._penalty import NormPenalty, Penalty, check_strength
 from taskloom.tasks import Array, OptionError
 
 # Eigenvalues of a Gram matrix are exact to about 1e-16 of the greatest: singular values to 1e-8 of theirs.
@@ -68,7 +68,7 @@ def spectral_norm(V: Array) -> float:
 
 
 @dataclass(frozen=True)
-class Trace(Penalty):
+class Trace(NormPenalty):
     """strength (sum of singular values of W): all tasks' models lie near one small subspace (the nuclear or trace norm).
 
     Argyriou, Evgeniou & Pontil (Machine Learning 2008); Ji & Ye (ICML 2009) for the proximal map.
@@ -105,18 +105,9 @@ class Trace(Penalty):
         beyond = np.maximum(np.linalg.svd(off, compute_uv=False) - self.strength, 0)
         return float(np.sqrt(np.vdot(on, on) + (beyond**2).sum()))
 
-    def polar(self, U: Array) -> float:
-        """The spectral norm over the strength."""
-        top = spectral_norm(U)
-        return top / self.strength if self.strength > 0 else (np.inf if top > 0 else 0.0)
-
-    def lambda_max(self, G: Array) -> float:
-        """The spectral norm of the gradient."""
-        return spectral_norm(G)
-
-    def merge(self, other: Penalty) -> Penalty | None:
-        """Trace + Trace is one."""
-        return Trace(self.strength + other.strength) if isinstance(other, Trace) else None
+    def dual_norm(self, U: Array) -> float:
+        """The spectral norm."""
+        return spectral_norm(U)
 
 
 @dataclass(frozen=True)

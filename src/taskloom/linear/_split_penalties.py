@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from taskloom.linear._penalty import Penalty
+from taskloom.linear._penalty import NormPenalty, Penalty
 from taskloom.linear._sparse_penalties import L1
 from taskloom.linear._spectral_penalties import Trace
 from taskloom.tasks import Array
@@ -37,7 +37,7 @@ def project_l1_rows(V: Array, radius: float) -> Array:
 
 
 @dataclass(frozen=True)
-class L1Inf(Penalty):
+class L1Inf(NormPenalty):
     """strength sum_j max_t |w_jt|: features chosen by all tasks together, with coefficients free up to the greatest one.
 
     Turlach, Venables & Wright (Technometrics 2005).
@@ -59,22 +59,13 @@ class L1Inf(Penalty):
     def prox(self, V: Array, step: float) -> Array:
         return V - project_l1_rows(V, step * self.strength)
 
-    def polar(self, U: Array) -> float:
-        """The greatest l1 norm of a row, over the strength."""
-        widest = float(np.abs(U).sum(1).max(initial=0))
-        return widest / self.strength if self.strength > 0 else (np.inf if widest > 0 else 0.0)
-
-    def lambda_max(self, G: Array) -> float:
-        """The greatest l1 norm of a row of the gradient."""
-        return L1Inf(1.0).polar(G)
-
-    def merge(self, other: Penalty) -> Penalty | None:
-        """L1Inf + L1Inf is one."""
-        return L1Inf(self.strength + other.strength) if isinstance(other, L1Inf) else None
+    def dual_norm(self, U: Array) -> float:
+        """The greatest l1 norm of a row."""
+        return float(np.abs(U).sum(1).max(initial=0))
 
 
 @dataclass(frozen=True)
-class OutlierTasks(Penalty):
+class OutlierTasks(NormPenalty):
     """strength sum_t |w_t|_2: whole tasks at zero; on a part of W, tasks that do not fit the rest.
 
     Attributes:
@@ -96,18 +87,9 @@ class OutlierTasks(Penalty):
         norms = np.linalg.norm(V, axis=0)
         return V * (np.maximum(norms - step * self.strength, 0) / np.maximum(norms, 1e-300))
 
-    def polar(self, U: Array) -> float:
-        """The longest column, over the strength."""
-        longest = float(np.linalg.norm(U, axis=0).max(initial=0))
-        return longest / self.strength if self.strength > 0 else (np.inf if longest > 0 else 0.0)
-
-    def lambda_max(self, G: Array) -> float:
-        """The longest column of the gradient."""
-        return OutlierTasks(1.0).polar(G)
-
-    def merge(self, other: Penalty) -> Penalty | None:
-        """OutlierTasks + OutlierTasks is one."""
-        return OutlierTasks(self.strength + other.strength) if isinstance(other, OutlierTasks) else None
+    def dual_norm(self, U: Array) -> float:
+        """The length of the longest column."""
+        return float(np.linalg.norm(U, axis=0).max(initial=0))
 
 
 class Split(Penalty):

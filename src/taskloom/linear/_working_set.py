@@ -50,8 +50,7 @@ class WorkingSet(Solver):
     def init(self, objective: Objective, W: Array | None = None) -> SolverState:
         problem = objective.problem
         P = objective.start(W)
-        support = np.flatnonzero(P.any(axis=1))
-        Z = problem.image_of(support, P[support])
+        Z = problem.image_by_support(P)
         at = problem.point(P, Z)
         memory = {**_kept(at), "alive": np.ones(problem.n_features, bool)}
         return SolverState(P, Z, P, Z, at.intercepts, memory=memory)
@@ -75,8 +74,7 @@ class WorkingSet(Solver):
         inner = minimize(part, penalty, solver=solver, options=inner_options, start=state.P[chosen])
         P = np.zeros_like(state.P)
         P[chosen] = inner.W
-        support = chosen[inner.W.any(axis=1)]
-        Z = problem.image_of(support, P[support])
+        Z = problem.image_by_support(P)
         at = problem.point(P, Z, state.first_guess)
         memory |= _kept(at)
         stuck = bool((P == state.P).all())
