@@ -12,6 +12,7 @@ be saved and taken up again to the bit.
 """
 
 from taskloom.linear._anderson import Anderson
+from taskloom.linear._column_prox import ColumnProx, column_prox
 from taskloom.linear._coordinate_descent import CoordinateDescent
 from taskloom.linear._cross_validation import MultiTaskClassifierCV, MultiTaskRegressorCV, PathOptions
 from taskloom.linear._design import Design, OwnRows, SharedRows
@@ -19,10 +20,10 @@ from taskloom.linear._distance_penalties import CrossLearning, Fusion
 from taskloom.linear._estimators import MultiTaskClassifier, MultiTaskRegressor
 from taskloom.linear._feature_collaborative import FeatureCollaborative
 from taskloom.linear._gram_problem import smooth_problem
-from taskloom.linear._losses import Huber, Logistic, Loss, Poisson, Squared, SquaredHinge, get_loss
+from taskloom.linear._losses import Huber, Logistic, Loss, Poisson, Squared, SquaredHinge, get_loss, scale_factor
 from taskloom.linear._mocha import Mocha
 from taskloom.linear._multi_level import MultiLevel
-from taskloom.linear._objective import Certificate
+from taskloom.linear._objective import Certificate, certify
 from taskloom.linear._online import OnlineMultiTask
 from taskloom.linear._penalty import Penalty, Quadratic
 from taskloom.linear._predictor import LinearPredictor
@@ -46,6 +47,7 @@ __all__ = [
     "Certificate",
     "Clustered",
     "ClusteredRecipe",
+    "ColumnProx",
     "CoordinateDescent",
     "CrossLearning",
     "Design",
@@ -100,7 +102,10 @@ __all__ = [
     "TaskProx",
     "Trace",
     "WorkingSet",
+    "certify",
+    "column_prox",
     "get_loss",
     "minimize",
+    "scale_factor",
     "smooth_problem",
 ]

@@ -16,7 +16,7 @@ from taskloom.linear._penalty import Penalty
 from taskloom.linear._problem import Point, Problem
 from taskloom.linear._smooth_penalties import TaskQuadratic
 from taskloom.linear._split_penalties import Split
-from taskloom.tasks import Array
+from taskloom.tasks import Array, DataError, OptionError
 
 # How far above the objective rounding may put a dual value.
 DUAL_NOISE = 1e-12
@@ -154,3 +154,31 @@ class Objective:
         # Shrunk residuals are feasible; a smooth penalty is one more squared loss and shrinks with them.
         c = 1.0 if polar <= 1 else 1 / polar
         return self.problem.dual_value(at, W, Z, c) - c**2 * q
+
+
+def certify(problem: Problem, penalty: Penalty, W: Array) -> Certificate:
+    """How good coefficients are, whoever found them.
+
+    Args:
+        problem: the losses.
+        penalty: one that does not split W into parts (then a solver's own certificate is needed).
+        W: (d, K).
+
+    Raises:
+        OptionError: the penalty splits W.
+        DataError: W has another shape.
+
+    Examples:
+        >>> from taskloom.linear import L1, Labels, SharedRows, Squared, smooth_problem
+        >>> labels = Labels(np.array([[1.0], [3.0]]), np.ones((2, 1)), [Squared()], fit_intercept=False)
+        >>> problem = smooth_problem(SharedRows(np.eye(2), 1), labels)
+        >>> round(certify(problem, L1(1.0), np.array([[0.0], [2.0]])).gap, 12)
+        0.0
+    """
+    objective = Objective(problem, penalty)
+    if objective.is_split:
+        raise OptionError(f"`penalty`={penalty!r} splits W into parts; `minimize` certifies its own solution")
+    if np.shape(W) != (problem.n_features, problem.n_tasks):
+        raise DataError(f"`W` has shape {np.shape(W)}; need {(problem.n_features, problem.n_tasks)}, features x tasks")
+    Z = problem.image(W)
+    return objective.certificate(W, Z, problem.point(W, Z))

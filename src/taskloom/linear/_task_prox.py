@@ -12,8 +12,9 @@ import numpy as np
 
 from taskloom.linear._check import is_sparse
 from taskloom.linear._design import OwnRows
+from taskloom.linear._gram_problem import smooth_problem
 from taskloom.linear._losses import Loss, get_loss
-from taskloom.linear._problem import Labels, RowsProblem
+from taskloom.linear._problem import Labels, Problem, RowsProblem
 from taskloom.tasks import Array, OptionError
 
 NEWTON_STEPS = 50
@@ -46,8 +47,9 @@ class TaskProx:
         self.loss = get_loss(loss)
         self.weight = np.full(len(self.X), 1 / len(self.X)) if weight is None else weight
         self.fit_intercept = fit_intercept
-        labels = Labels(np.asarray(y, dtype=np.float64), self.weight, [self.loss], fit_intercept=fit_intercept)
-        self.problem = RowsProblem(OwnRows([self.X]), labels)
+        self.labels = Labels(np.asarray(y, dtype=np.float64), self.weight, [self.loss], fit_intercept=fit_intercept)
+        self.rows = RowsProblem(OwnRows([self.X]), self.labels)
+        self.problem: Problem = smooth_problem(self.rows.design, self.labels) if self.loss.name == "squared" else self.rows
 
     def __call__(self, v: Array, gamma: float, start: Array | None = None) -> Array:
         """The proximal map at v.
@@ -73,9 +75,14 @@ class TaskProx:
         return self.problem.point(w[:, None], self.problem.image(w[:, None])).gradient[:, 0]
 
     @cached_property
+    def curvature(self) -> float:
+        """The greatest curvature of the task's loss: its gradient's Lipschitz constant; infinite for Poisson."""
+        return float(self.problem.lipschitz()[0])
+
+    @cached_property
     def _rows(self) -> tuple[Array, Array]:
         """Centred, weighted rows and labels."""
-        root, y = np.sqrt(self.weight)[:, None], self.problem.labels.y
+        root, y = np.sqrt(self.weight)[:, None], self.labels.y
         total = self.weight.sum()
         keep = self.fit_intercept and total > 0
         X = self.X - (self.weight @ self.X / total if keep else 0.0)
@@ -117,7 +124,7 @@ class TaskProx:
     def _model(self, w: Array, v: Array, gamma: float) -> tuple[float, Array, Array]:
         W, Z = w[:, None], self.problem.image(w[:, None])
         at = self.problem.point(W, Z)
-        curvature = self.weight * self.loss.second(self.problem.y, Z + at.intercepts[0])
+        curvature = self.weight * self.loss.second(self.rows.y, Z + at.intercepts[0])
         X = self.X
         if self.fit_intercept and curvature.sum() > 0:
             X = X - curvature @ X / curvature.sum()
