@@ -15,9 +15,8 @@ from taskloom.deep._adatask import (
     AdaTaskAdamW,
     AdaTaskLite,
     AdaTaskRMSprop,
-    LossWeightsWarning,
-    warn_of_loss_weights,
 )
+from taskloom.deep._adatask_settings import LossWeightsWarning
 from taskloom.tasks import DataError, OptionError, UnknownNameError
 
 PAPER = (AdaTaskAdam, AdaTaskAdamW, AdaTaskRMSprop, AdaTaskAdagrad)
@@ -711,6 +710,36 @@ def test_a_saved_state_loads_without_pickled_code():
     assert_same(torch.load(file, weights_only=True), training.optimizer.state_dict())
 
 
-def test_weights_in_front_of_losses_are_warned_of_with_the_reason():
-    with pytest.warns(LossWeightsWarning, match="divided out"):
-        warn_of_loss_weights("uncertainty weighting")
+@pytest.mark.parametrize("ours", ALL)
+def test_weights_of_losses_are_warned_of_with_the_reason_and_change_nothing(ours):
+    ends = []
+    for given in (None, {"0": 100.0}):
+        params = parameters()
+        if given is None:
+            optimizer = ours(params, 2)
+        else:
+            with pytest.warns(LossWeightsWarning, match="divided out with it; give `task_weights`, which act after"):
+                optimizer = ours(params, 2, loss_weights=given)
+        ends.append(run(optimizer, params, 2, 3))
+    assert_same(*ends)
+
+
+def test_a_loss_weight_does_what_the_warning_says_and_a_task_weight_acts():
+    def moved(factor, **weights):
+        params = parameters(dtype=torch.float64)
+        optimizer = AdaTaskAdam(params, 2, lr=0.01, eps=1e-20, **weights)
+        for step in range(5):
+            one, two = linear_losses(params, 2, step)
+            optimizer.backward([one, factor * two])
+            optimizer.step()
+        return torch.cat([p.detach().flatten() for p in params])
+
+    plain = moved(1.0)
+    torch.testing.assert_close(moved(1000.0), plain, rtol=1e-9, atol=1e-12)
+    assert (moved(1.0, task_weights=[1.0, 0.2]) - plain).abs().max() > 1e-3
+
+
+def test_the_warning_points_at_the_callers_line():
+    with pytest.warns(LossWeightsWarning) as caught:
+        AdaTaskAdam(parameters(), 2, loss_weights=[1.0, 2.0])
+    assert caught[0].filename == __file__

@@ -1,3 +1,4 @@
+import copy
 import gc
 import weakref
 
@@ -353,6 +354,129 @@ class TestJac:
             optimizer.step()
             ends.append(weight.detach())
         assert_same(*ends)
+
+    @pytest.mark.parametrize("ours", ALL)
+    @pytest.mark.parametrize("fill", ["backward", "mtl_backward"])
+    def test_what_torchjd_fills_is_what_backward_makes(self, fill, ours):
+        autojac = pytest.importorskip("torchjd.autojac", reason="the extra torchjd is not installed")
+
+        def feed(net, optimizer, x):
+            z = net.trunk(x)
+            losses = net.losses(x, z)
+            if fill == "mtl_backward":
+                autojac.mtl_backward(losses, features=z)
+            else:
+                # It fills all that it is given alike: heads' rows are added up, as their update takes a `.grad`.
+                autojac.backward(losses, inputs=list(net.parameters()))
+                for weight in net.heads.parameters():
+                    weight.grad = weight.jac.sum(dim=0)
+                    del weight.jac
+            optimizer.take_jac()
+            assert optimizer.has_fed()
+
+        truth, found = train(feed_list, ours), train(feed, ours)
+        for key, value in truth[0].items():
+            torch.testing.assert_close(value, found[0][key], rtol=1e-4, atol=1e-5)
+        assert [list(of) for of in truth[1]["state"].values()] == [list(of) for of in found[1]["state"].values()]
+
+    def test_torchjds_rows_of_some_tasks_go_to_those(self):
+        autojac = pytest.importorskip("torchjd.autojac", reason="the extra torchjd is not installed")
+        (net, optimizer), (twin, plain) = fresh(), fresh()
+        z = net.trunk(batch(0))
+        losses = net.losses(batch(0), z)
+        autojac.mtl_backward([losses[2], losses[0]], features=z)
+        optimizer.take_jac(["c", "a"])
+        losses = twin.losses(batch(0))
+        plain.backward({"a": losses[0], "c": losses[2]})
+        for task in TASKS:
+            for one, two in zip(optimizer.task_gradients(task), plain.task_gradients(task), strict=True):
+                assert (one is None) == (two is None) == (task == "b")
+                if one is not None:
+                    torch.testing.assert_close(one, two)
+
+    def test_a_gradient_that_torchjd_has_joined_is_refused(self):
+        autojac = pytest.importorskip("torchjd.autojac", reason="the extra torchjd is not installed")
+        from torchjd.aggregation import PCGrad
+
+        net, optimizer = fresh()
+        z = net.trunk(batch(0))
+        autojac.mtl_backward(net.losses(batch(0), z), features=z)
+        autojac.jac_to_grad(net.trunk.parameters(), PCGrad())
+        with pytest.raises(DataError, match="a sum over tasks"):
+            optimizer.step()
+
+
+class TestLossesThatAreNoNumbers:
+    @pytest.mark.parametrize("through_features", [True, False])
+    def test_nan_beside_a_number_is_an_absent_task(self, through_features):
+        ends = []
+        for leave_out in (True, False):
+            net, optimizer = fresh()
+            for step in range(3):
+                z = net.trunk(batch(step))
+                a, b, c = net.losses(batch(step), z)
+                nothing = net.heads[1](z)[:0].mean()
+                given = {"a": a, "c": c} if leave_out and step == 1 else {"a": a, "b": nothing if step == 1 else b, "c": c}
+                optimizer.backward(given, features=z if through_features else None)
+                optimizer.step()
+                optimizer.zero_grad()
+            ends.append((dict(net.state_dict()), optimizer.state_dict()))
+        assert_same(*ends)
+
+    def test_a_constant_nan_is_absent_too_as_it_is_for_the_meter(self):
+        net, optimizer = fresh()
+        a, _, c = net.losses(batch(0))
+        optimizer.backward([a, torch.tensor(torch.nan), c])
+        optimizer.step()
+        assert "step_b" not in optimizer.state[net.trunk[0].weight]
+
+    def test_nothing_but_nan_is_refused_before_anything_is_done(self):
+        net, optimizer = fresh()
+        with pytest.raises(DataError, match="of `a`, `b`, `c` are all NaN: the net has diverged, or"):
+            optimizer.backward([loss * torch.nan for loss in net.losses(batch(0))])
+        assert not optimizer.has_fed()
+        assert all(weight.grad is None for weight in net.heads.parameters())
+
+    @pytest.mark.parametrize("sign", [1.0, -1.0])
+    def test_an_infinite_loss_stops_the_step_and_names_its_task(self, sign):
+        net, optimizer = fresh()
+        optimizer.backward(net.losses(batch(0)))
+        optimizer.step()
+        optimizer.zero_grad()
+        before = [{key: value.clone() for key, value in net.state_dict().items()}, copy.deepcopy(optimizer.state_dict())]
+        a, b, c = net.losses(batch(1))
+        optimizer.backward([a, sign * torch.inf * b, c])
+        with pytest.raises(DataError, match="that of task `b` is infinite, and nothing was moved"):
+            optimizer.step()
+        assert_same(before, [dict(net.state_dict()), optimizer.state_dict()])
+        optimizer.zero_grad()
+        optimizer.backward(net.losses(batch(1)))
+        optimizer.step()
+        assert float(optimizer.state[net.trunk[0].weight]["step_b"]) == 2
+
+    def test_under_a_scaler_an_infinite_loss_skips_the_step(self):
+        net, optimizer = fresh()
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        before = {key: value.clone() for key, value in net.state_dict().items()}
+        a, b, c = net.losses(batch(0))
+        optimizer.backward([scaler.scale(loss) for loss in (a, torch.inf * b, c)])
+        optimizer.unscale_(scaler)
+        scaler.step(optimizer)
+        scaler.update()
+        assert scaler.get_scale() == 512.0
+        assert_same(before, dict(net.state_dict()))
+        optimizer.zero_grad()
+        optimizer.backward([scaler.scale(loss) for loss in net.losses(batch(0))])
+        optimizer.unscale_(scaler)
+        scaler.step(optimizer)
+        assert not torch.equal(before["trunk.0.weight"], net.trunk[0].weight)
+
+    def test_losses_of_several_types_and_shapes_are_looked_at_together(self):
+        net, optimizer = fresh()
+        a, b, c = net.losses(batch(0))
+        # Infinite in 32 bits alone.
+        optimizer.backward([a.double() * 1e300, b[None], c])
+        optimizer.step()
 
 
 class TestMisuse:

@@ -1,5 +1,7 @@
 import copy
+import csv
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -7,9 +9,21 @@ import torch
 from tests.contracts import ResumeContract, assert_same
 from torch import nn
 
+from taskloom.deep import (
+    MLP,
+    AdaTaskRecipe,
+    AdaTaskStep,
+    AggregatedStep,
+    FitOptions,
+    JointRecipe,
+    ScalarizedStep,
+    SumStep,
+    UpdateStep,
+)
 from taskloom.deep._adatask import AdaTaskAdagrad, AdaTaskAdam, AdaTaskAdamW, AdaTaskLite, AdaTaskRMSprop
 from taskloom.deep._dominance import DominanceMeter
-from taskloom.tasks import DataError, OptionError, UnknownNameError
+from taskloom.deep._dominance_step import MeteredStep
+from taskloom.tasks import DataError, OptionError, TaskData, UnknownNameError
 
 SHAPES = {"wide": (7, 5), "bias": (5,), "deep": (3, 2, 2)}
 NAMES = ["loud", "quiet", "calm"]
@@ -374,6 +388,313 @@ def test_scalars_go_through_fabric_once_a_sample(tmp_path):
     assert "dominance/wide/loud" in lines[0]
     assert "usage/deep/calm" in lines[0]
     assert [line.split(",")[lines[0].split(",").index("step")] for line in lines[1:]] == ["2", "4"]
+
+
+def log_with(logger):
+    """Five steps with a sample at each second one; the medians of rAU and mean AU of task `loud` in layer `wide`, by step."""
+    params = parameters()
+    optimizer, meter = make(torch.optim.Adam, {}, params, every=2)
+    written = {}
+    for step in range(1, 6):
+        losses = losses_at(params, step, (5.0, 1.0, 1.0))
+        meter.observe(losses)
+        step_of(optimizer, losses)
+        meter.log(logger, step)
+        if step % 2 == 0:
+            row = next(row for row in meter.table() if (row.layer, row.task) == ("wide", "loud"))
+            written[step] = (row.median, row.usage)
+    logger.finalize("success")
+    return written
+
+
+def test_a_csv_file_reads_back_what_was_measured(tmp_path):
+    from lightning_fabric.loggers import CSVLogger
+
+    written = log_with(CSVLogger(tmp_path, name="run", version=0))
+    with (tmp_path / "run" / "version_0" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    read = {int(row["step"]): (float(row["dominance/wide/loud"]), float(row["usage/wide/loud"])) for row in rows}
+    assert read == written
+    assert len(rows[0]) == 1 + 2 * len(SHAPES) * len(NAMES)
+
+
+def test_tensorboard_reads_back_what_was_measured(tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="needs tensorboard")
+    from lightning_fabric.loggers import TensorBoardLogger
+
+    written = log_with(TensorBoardLogger(tmp_path, name="run", version=0))
+    found = events.EventAccumulator(str(tmp_path / "run" / "version_0"))
+    found.Reload()
+    assert sorted(found.Tags()["scalars"]) == sorted(
+        f"{kind}/{layer}/{task}" for kind in ("dominance", "usage") for layer in SHAPES for task in NAMES
+    )
+    for place, kind in enumerate(("dominance", "usage")):
+        read = {event.step: event.value for event in found.Scalars(f"{kind}/wide/loud")}
+        assert read == pytest.approx({step: values[place] for step, values in written.items()}, rel=1e-6)
+
+
+def test_counts_hold_every_weight_that_moved_once_for_each_task():
+    meter = observed()
+    counts = meter.counts("wide", bins=10)
+    assert counts.shape == (3, 10)
+    assert counts.sum(axis=1).tolist() == [35, 35, 35]
+    relative = meter.relative("wide")
+    assert counts[1, 0] == ((relative[1] >= 0) & (relative[1] < 0.1)).sum()
+    frozen = {"wide": nn.Parameter(torch.ones(4))}
+    optimizer, still = make(torch.optim.SGD, {}, frozen)
+    loss = 0 * frozen["wide"].sum()
+    still.observe([loss, loss, loss])
+    step_of(optimizer, [loss])
+    assert not still.counts("wide").any()
+
+
+@pytest.mark.parametrize(("kind", "options"), [(torch.optim.Adam, {}), (torch.optim.SGD, {"momentum": 0.9})])
+def test_losses_weighed_later_count_as_if_they_had_been_weighed_before(kind, options):
+    weights, meters = torch.tensor([5.0, 0.2, 1.0], dtype=torch.float64), []
+    for is_told in (False, True):
+        params = parameters()
+        optimizer, meter = make(kind, options, params, every=2)
+        for step in range(6):
+            losses = torch.stack(losses_at(params, step))
+            meter.observe(list(losses if is_told else weights * losses))
+            if is_told:
+                losses.register_hook(meter.weigh)
+            optimizer.zero_grad()
+            (weights * losses).sum().backward()
+            optimizer.step()
+        meters.append(meter)
+    for layer in SHAPES:
+        np.testing.assert_allclose(meters[0].usage(layer), meters[1].usage(layer), rtol=1e-10)
+
+
+def test_weights_below_adatask_and_of_the_wrong_shape_are_refused():
+    _, apart = make(AdaTaskAdam, {}, parameters())
+    with pytest.raises(OptionError, match="`task_weights`"):
+        apart.weigh(torch.ones(3))
+    _, joint = make(torch.optim.Adam, {}, parameters())
+    with pytest.raises(DataError, match=r"`weights` has shape \(2,\)"):
+        joint.weigh(torch.ones(2))
+
+
+class Constant(nn.Module):
+    """A scalarizer that weighs the first loss as it is told, and the others by 1."""
+
+    def __init__(self, first, n_tasks):
+        super().__init__()
+        self.weights = torch.ones(n_tasks)
+        self.weights[0] = first
+
+    def forward(self, losses):
+        return (self.weights * losses).sum()
+
+
+STEPS = {
+    "joint": SumStep,
+    "adatask": AdaTaskStep,
+    "loud": partial(ScalarizedStep, make=partial(Constant, 100.0)),
+}
+
+
+class Fitting:
+    """A trunk of two layers and a head for each of three tasks under an update step, metered or not."""
+
+    def __init__(self, make_step, every=2, is_metered=True, optimizer=torch.optim.Adam):
+        torch.manual_seed(3)
+        self.trunk = nn.Sequential(nn.Linear(4, 8), nn.Tanh())
+        self.heads = nn.ModuleList([nn.Linear(8, 1) for _ in NAMES])
+        self.net = nn.ModuleDict({"trunk": self.trunk, "heads": self.heads})
+        self.optimizer = optimizer(self.net.parameters(), lr=1e-2)
+        step = make_step(self.optimizer, Backward())
+        weights = dict(self.net.named_parameters())
+        self.step = MeteredStep(step, self.optimizer, weights, every) if is_metered else step
+        self.done = 0
+
+    def advance(self, n, missing=()):
+        for _ in range(n):
+            generator = torch.Generator().manual_seed(self.done)
+            x, noise = torch.randn(16, 4, generator=generator), torch.randn(3, 16, generator=generator)
+            absent = torch.tensor([task in missing for task in NAMES])
+
+            def closure(x=x, noise=noise, absent=absent):
+                outputs = torch.cat([head(self.trunk(x)) for head in self.heads], dim=1).T
+                losses = (outputs - x[:, :3].T - noise).square().mean(dim=1)
+                return torch.where(absent, math.nan, losses)
+
+            self.step.step(closure)
+            self.done += 1
+
+    def state_dict(self):
+        return copy.deepcopy({"net": self.net.state_dict(), "step": self.step.state_dict(), "done": self.done})
+
+    def load_state_dict(self, state):
+        self.net.load_state_dict(state["net"])
+        self.step.load_state_dict(state["step"])
+        self.done = state["done"]
+
+
+class Backward:
+    """All of a fabric that a step asks for on one device in full precision."""
+
+    def backward(self, loss):
+        loss.backward()
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_metered_step_trains_to_the_same_bits_and_leaves_heads_out(name):
+    metered, plain = Fitting(STEPS[name]), Fitting(STEPS[name], is_metered=False)
+    metered.advance(12)
+    plain.advance(12)
+    assert_same(dict(metered.net.state_dict()), dict(plain.net.state_dict()))
+    found = metered.step.found(NAMES)
+    assert list(found) == ["trunk.0.weight", "trunk.0.bias"]
+    assert [list(shares) for shares in found.values()] == [NAMES, NAMES]
+    assert all(sum(share["counts"]) == 32 for share in found["trunk.0.weight"].values())
+
+
+def test_weights_of_losses_show_in_the_shares_and_adatask_takes_dominance_away():
+    medians = {}
+    for name, make_step in STEPS.items():
+        fitting = Fitting(make_step)
+        fitting.advance(40)
+        medians[name] = [shares["loud"]["median"] for shares in fitting.step.found(NAMES).values()]
+    assert min(medians["loud"]) > 0.95
+    assert all(0.05 < median < 0.6 for name in ("joint", "adatask") for median in medians[name])
+
+
+def test_the_shares_are_those_of_a_meter_set_up_by_hand():
+    fitting = Fitting(SumStep, every=3, optimizer=partial(torch.optim.SGD, momentum=0.9))
+    fitting.advance(12)
+    again = Fitting(SumStep, is_metered=False, optimizer=partial(torch.optim.SGD, momentum=0.9))
+    meter = DominanceMeter(again.optimizer, 3, layers={f"trunk.{n}": w for n, w in again.trunk.named_parameters()}, every=3)
+    again.step, inner = Observing(again.step, meter), again.step
+    assert inner is again.step.inner
+    again.advance(12)
+    found = fitting.step.found(NAMES)
+    for layer in meter.layers:
+        assert [share["counts"] for share in found[layer].values()] == meter.counts(layer).tolist()
+
+
+class Observing(UpdateStep):
+    def __init__(self, inner, meter):
+        self.inner, self.meter = inner, meter
+
+    def step(self, closure):
+        losses = closure()
+        self.meter.observe(list(losses))
+        return self.inner.step(lambda: losses)
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+def test_with_one_task_in_a_batch_nothing_tells_what_is_shared_until_there_are_two():
+    fitting = Fitting(SumStep)
+    fitting.advance(3, missing=("quiet", "calm"))
+    assert fitting.step.meter is None
+    assert fitting.step.found(NAMES) == {}
+    fitting.advance(4, missing=("calm",))
+    found = fitting.step.found(NAMES)
+    assert list(found) == ["trunk.0.weight", "trunk.0.bias"]
+    assert all(shares["calm"]["median"] == 0 for shares in found.values())
+
+
+def test_steps_and_optimizers_that_have_no_parts_are_refused_before_training():
+    for make_step in (
+        partial(AggregatedStep, aggregator=lambda matrix: matrix.sum(dim=0)),
+        partial(AdaTaskStep, aggregator=lambda matrix: matrix.sum(dim=0)),
+    ):
+        with pytest.raises(OptionError, match="`dominance_every`=2: a step out of joined gradients"):
+            Fitting(make_step)
+    with pytest.raises(OptionError, match="`optimizer`=Rprop"):
+        Fitting(SumStep, optimizer=torch.optim.Rprop)
+    with pytest.raises(OptionError, match="`dominance_every`=0"):
+        Fitting(SumStep, every=0)
+
+
+class FittingThatResumes(ResumeContract):
+    name = "joint"
+
+    def make(self):
+        return Fitting(STEPS[self.name], every=3)
+
+    def advance(self, thing, n):
+        thing.advance(n)
+
+    def observe(self, thing):
+        return thing.state_dict()
+
+
+class TestMeteredSumResumes(FittingThatResumes):
+    pass
+
+
+class TestMeteredAdaTaskResumes(FittingThatResumes):
+    name = "adatask"
+
+
+class TestMeteredWeightsResume(FittingThatResumes):
+    name = "loud"
+
+
+def regression_data(n_tasks=2):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(120, 4))
+    return TaskData.shared_rows(X, X @ rng.normal(size=(4, n_tasks)))
+
+
+FAST = FitOptions(max_steps=30, accelerator="cpu", batch_size=16)
+
+
+def test_a_recipe_measures_when_asked_and_gives_the_same_model():
+    data = regression_data()
+    for kind in (JointRecipe, AdaTaskRecipe):
+        recipe = partial(kind, MLP((6,)), FAST)
+        silent, asked = (recipe(dominance_every=n).fit(data, data, seed=0, budget=2) for n in (0, 5))
+        assert silent.dominance == {}
+        assert list(asked.dominance) == ["encoder.0.weight", "encoder.0.bias"]
+        assert_same(silent.predictor.state()[0].keys(), asked.predictor.state()[0].keys())
+        for name, array in silent.predictor.state()[0].items():
+            assert np.array_equal(array, asked.predictor.state()[0][name])
+    with pytest.raises(OptionError, match="`dominance_every`=-1"):
+        JointRecipe(dominance_every=-1).fit(data, data, seed=0)
+
+
+@pytest.mark.parametrize("recipe", [JointRecipe, AdaTaskRecipe])
+def test_it_measures_in_mixed_precision(recipe, shared_parts):
+    train, validation, _ = shared_parts
+    options = FitOptions(max_steps=20, accelerator="cpu", learning_rate=1e-2, precision="bf16-mixed")
+    fit = recipe(options=options, dominance_every=2).fit(train, validation, seed=0, budget=1)
+    assert fit.dominance
+    for tasks in fit.dominance.values():
+        assert set(tasks) == {task.name for task in train.tasks}
+
+
+def test_the_inner_step_meets_the_net():
+    met = []
+    fitting = Fitting(SumStep)
+    fitting.step.inner.meet = met.append
+    fitting.step.meet(fitting.net)
+    assert met == [fitting.net]
+
+
+def test_one_task_alone_has_no_shares():
+    data = regression_data(1)
+    assert JointRecipe(MLP((6,)), FAST, dominance_every=5).fit(data, data, seed=0, budget=1).dominance == {}
+
+
+@pytest.mark.parametrize("name", ["UWRecipe", "FAMORecipe", "DWARecipe"])
+def test_learned_weights_are_metered_too(name):
+    pytest.importorskip("torchjd", reason="needs torchjd")
+    from taskloom import deep
+
+    data = regression_data()
+    found = getattr(deep, name)(MLP((6,)), FAST, dominance_every=5).fit(data, data, seed=0, budget=1).dominance
+    assert all(0 < share["median"] < 1 for shares in found.values() for share in shares.values())
+    with pytest.raises(OptionError, match="joined gradients"):
+        deep.PCGradRecipe(MLP((6,)), FAST, dominance_every=5).fit(data, data, seed=0)
 
 
 class TrainingThatResumes(ResumeContract):

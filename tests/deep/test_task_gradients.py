@@ -1,5 +1,7 @@
 """Gradients of each task apart, the steps made of them, and the recipes that use them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -19,8 +21,9 @@ from taskloom.deep import (
     SumStep,
     fit,
 )
-from taskloom.deep._balancing_recipes import AlignedMTLRecipe, FAMORecipe, IMTLGRecipe, MGDARecipe, UWRecipe
+from taskloom.deep._aggregated_recipes import AlignedMTLRecipe, IMTLGRecipe, MGDARecipe
 from taskloom.deep._fit import new_net
+from taskloom.deep._scalarized_recipes import FAMORecipe, UWRecipe
 from taskloom.deep._task_gradients import is_shared, task_gradients
 from taskloom.tasks import OptionError
 
@@ -229,6 +232,30 @@ def test_adatask_does_not_hear_the_scale_of_a_loss():
     moved = {make: (trained(make, 1.0) - trained(make, 100.0)).norm() for make in (AdaTaskStep, PlainSum)}
     assert moved[AdaTaskStep] < 1e-3 * (trained(AdaTaskStep, 1.0) - start).norm()
     assert moved[PlainSum] > 0.05 * (trained(PlainSum, 1.0) - start).norm()
+
+
+@pytest.mark.parametrize("recipe", [AdaTaskRecipe, PCGradRecipe, UWRecipe])
+def test_mixed_precision_trains_to_about_the_same(recipe, shared_parts):
+    if recipe is not AdaTaskRecipe:
+        pytest.importorskip("torchjd", reason="the extra torchjd is not installed")
+    train, validation, _ = shared_parts
+    losses = [
+        recipe(options=replace(OPTIONS, precision=precision)).fit(train, validation, seed=0, budget=1).validation_loss.mean()
+        for precision in ("bf16-mixed", "32-true")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert losses[0] != losses[1]
+
+
+def test_scaled_losses_are_refused():
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins import MixedPrecision
+
+    scaler = torch.amp.GradScaler("cpu")
+    fabric = Fabric(accelerator="cpu", plugins=[MixedPrecision("16-mixed", "cpu", scaler=scaler)])
+    optimizer = torch.optim.Adam([nn.Parameter(torch.ones(2))])
+    with pytest.raises(OptionError, match="take 'bf16-mixed'"):
+        AdaTaskStep(optimizer, fabric)
 
 
 def test_bad_settings_are_named():

@@ -6,30 +6,34 @@ takes care of missing labels, of tasks of uneven size, of early stopping, and of
 lightning-fabric, so device and precision are options.
 
 How the losses of a batch move the weights is an `UpdateStep`: `SumStep` is the plain sum, `AdaTaskStep` gives each task its own
-adaptive learning rate, `AggregatedStep` joins the tasks' gradients by an aggregator such as those of torchjd. `AdaTaskAdam` and
-its kin are torch optimizers of their own, for any training loop. `SingleRecipe`, `JointRecipe`, `AdaTaskRecipe` and others
-bring them into a study.
+adaptive learning rate, `AggregatedStep` joins the tasks' gradients by an aggregator such as those of torchjd,
+`FeaturewiseStep` does so at the features that they share. `AdaTaskAdam` and its kin are torch optimizers of their own, for any
+training loop. `SingleRecipe`, `JointRecipe`, `AdaTaskRecipe` and others bring them into a study.
 """
 
 from taskloom.deep._adatask import AdaTaskAdagrad, AdaTaskAdam, AdaTaskAdamW, AdaTaskLite, AdaTaskRMSprop
-from taskloom.deep._balancing_recipes import (
-    AdaTaskRecipe,
+from taskloom.deep._adatask_settings import Joining, LossWeightsWarning
+from taskloom.deep._aggregated_recipes import (
     AggregatedRecipe,
     AlignedMTLRecipe,
-    FAMORecipe,
+    CAGradRecipe,
+    FairGradRecipe,
     IMTLGRecipe,
     MGDARecipe,
+    NashMTLRecipe,
     PCGradRecipe,
-    ScalarizedRecipe,
-    UWRecipe,
+    UPGradRecipe,
 )
+from taskloom.deep._balancing_recipes import AdaTaskRecipe
 from taskloom.deep._dominance import DominanceMeter
 from taskloom.deep._dominance_layers import DominanceRow
+from taskloom.deep._featurewise_step import FeaturewiseStep
 from taskloom.deep._fit import NetFit, SingleFits, fit, fit_singles
 from taskloom.deep._nets import MLP, NetFactory, SharedBottom
 from taskloom.deep._options import FitOptions
 from taskloom.deep._predictor import NetPredictor
 from taskloom.deep._recipes import JointRecipe, SingleRecipe
+from taskloom.deep._scalarized_recipes import DWARecipe, FAMORecipe, ScalarizedRecipe, UWRecipe
 from taskloom.deep._scalarized_step import ScalarizedStep
 from taskloom.deep._stacked import StackedNets
 from taskloom.deep._task_gradients import AdaTaskStep, AggregatedStep, TaskGradientStep
@@ -47,13 +51,20 @@ __all__ = [
     "AggregatedRecipe",
     "AggregatedStep",
     "AlignedMTLRecipe",
+    "CAGradRecipe",
+    "DWARecipe",
     "DominanceMeter",
     "DominanceRow",
     "FAMORecipe",
+    "FairGradRecipe",
+    "FeaturewiseStep",
     "FitOptions",
     "IMTLGRecipe",
+    "Joining",
     "JointRecipe",
+    "LossWeightsWarning",
     "MGDARecipe",
+    "NashMTLRecipe",
     "NetFactory",
     "NetFit",
     "NetPredictor",
@@ -66,6 +77,7 @@ __all__ = [
     "StackedNets",
     "SumStep",
     "TaskGradientStep",
+    "UPGradRecipe",
     "UWRecipe",
     "UpdateStep",
     "fit",

@@ -16,7 +16,6 @@ gradients (1, 1, 1, -4) the joint one is negative and the sum of signs positive.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Unpack
 
@@ -37,32 +36,6 @@ from taskloom.deep._adatask_settings import Joining, Settings
 from taskloom.deep._adatask_step import AdaTaskOptimizer
 
 Params = Iterable[Any]
-
-
-class LossWeightsWarning(UserWarning):
-    """Loss weights where they do nothing."""
-
-
-def warn_of_loss_weights(what: str) -> None:
-    """Warn that what weights the losses below an AdaTask optimizer does nothing for shared parameters.
-
-    Args:
-        what: weights them: a method, or an option.
-
-    Examples:
-        >>> import warnings
-        >>> with warnings.catch_warnings(record=True) as caught:
-        ...     warnings.simplefilter("always")
-        ...     warn_of_loss_weights("uncertainty weighting")
-        >>> "task_weights" in str(caught[0].message)
-        True
-    """
-    warnings.warn(
-        f"{what} below AdaTask does nothing for shared parameters: each task's gradient is divided by its own size, and "
-        "a factor in front of the loss is divided out with it; give the optimizer `task_weights`, which act after that",
-        LossWeightsWarning,
-        stacklevel=2,
-    )
 
 
 class AdaTaskAdam(AdaTaskOptimizer):

@@ -5,9 +5,11 @@ Letters: K tasks, P shared parameters.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from typing import Any, cast
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from taskloom.deep._adatask_parallel import ScaledView, average, group_of
 from taskloom.deep._adatask_state import Slots, TaskOptimizer
+from taskloom.deep._graph import walk
 from taskloom.tasks import DataError, OptionError
 
 # Gradients that streaming keeps until it updates moments: one call for many small parameters, 4 MB at the most.
@@ -39,17 +42,19 @@ class FedOptimizer(TaskOptimizer):
         Args:
             losses: a scalar a task, in the order of the tasks or by name; None, or a name left out: the task is absent. Not
                 a stacked tensor: through that, each loss would walk the heads of all tasks, and an infinite derivative of
-                one would make the gradients of all others NaN.
+                one would make the gradients of all others NaN. A loss of NaN, such as a mean over no rows, beside one that
+                is a number counts as absent, as in `fit` and `DominanceMeter`. An infinite one is refused by `step`, before
+                anything is moved; with a `GradScaler`, which may have made it so, the step is skipped instead.
             features: tensors that all ways from losses to shared parameters lead through. With them the heads are gone
                 through first and their part of the graph is freed.
             retain_graph: keep the graph for another pass after the last one.
 
         Raises:
-            DataError: losses that are no scalars, hang on nothing, or lead past `features` to a shared parameter; features of
-                which one hangs on another; a sparse gradient.
+            DataError: losses that are no scalars, hang on nothing, are all NaN, or lead past `features` to a shared
+                parameter; features of which one hangs on another; a sparse gradient.
             UnknownNameError: a loss of an unknown task.
         """
-        named = self._named(losses)
+        named = self._present(self._named(losses))
         if features is not None:
             self._backward_through(named, [features] if isinstance(features, Tensor) else list(features), retain_graph)
             return
@@ -71,20 +76,38 @@ class FedOptimizer(TaskOptimizer):
             if not isinstance(loss, Tensor) or loss.numel() != 1:
                 shape = tuple(loss.shape) if isinstance(loss, Tensor) else loss
                 raise DataError(f"`losses`: that of task `{name}` is {shape}, it must be a scalar tensor; take its mean or sum")
-            if not loss.requires_grad:
-                raise DataError(f"`losses`: that of task `{name}` hangs on no parameter; give None where a task is absent")
         return named
+
+    def _present(self, named: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The losses that are no NaN; the tasks of those that are infinite are noted."""
+        if not named:
+            return named
+        kind = reduce(torch.promote_types, (loss.dtype for loss in named.values()))
+        device = next(iter(named.values())).device
+        # One look at all of them together: each look waits for the device.
+        values = torch.stack([loss.detach().reshape(()).to(device, kind) for loss in named.values()]).tolist()
+        if all(math.isnan(value) for value in values):
+            raise DataError(
+                f"`losses` of {', '.join(f'`{name}`' for name in named)} are all NaN: the net has diverged, or the batch has "
+                "no labels; give None for a task that is absent"
+            )
+        present = {name: loss for (name, loss), value in zip(named.items(), values, strict=True) if not math.isnan(value)}
+        fixed = next((name for name, loss in present.items() if not loss.requires_grad), None)
+        if fixed is not None:
+            raise DataError(f"`losses`: that of task `{fixed}` hangs on no parameter; give None where a task is absent")
+        self._infinite.update(name for name, value in zip(named, values, strict=True) if math.isinf(value))
+        return present
 
     def _backward_through(self, named: dict[str, Tensor], features: list[Tensor], retain_graph: bool) -> None:
         if any(z.grad_fn is None for z in features):
             raise DataError("`features` holds a tensor that was not computed from parameters; give what the trunk puts out")
         for z in features if len(features) > 1 else ():
             # Derivatives of one feature would hold those of the other as well, and the trunk between them be walked twice.
-            if _walk(z, [])[1] & {other.grad_fn for other in features if other.grad_fn is not z.grad_fn}:
+            if walk(z, [])[1] & {other.grad_fn for other in features if other.grad_fn is not z.grad_fn}:
                 raise DataError(
                     "`features` hang on one another; give only those that the heads begin at, or leave `features` out"
                 )
-        ways = {name: _walk(loss, features) for name, loss in named.items()}
+        ways = {name: walk(loss, features) for name, loss in named.items()}
         shared = {id(weight) for weight in self._shared}
         for name, (leaves, _) in ways.items():
             past = next((leaf for leaf in leaves if id(leaf) in shared), None)
@@ -355,20 +378,3 @@ def _hook(optimizer: weakref.ref[FedOptimizer], i: int) -> Callable[[Tensor], No
             owner._collector.take(i, weight)
 
     return collect
-
-
-def _walk(loss: Tensor, features: Sequence[Tensor]) -> tuple[list[Tensor], set[Any]]:
-    """Leaves that a loss leads to without passing through features, and the nodes on the way."""
-    stops = {z.grad_fn for z in features}
-    leaves: dict[int, Tensor] = {}
-    nodes, ahead = set(), [loss.grad_fn]
-    while ahead:
-        node: Any = ahead.pop()
-        if node is None or node in stops or node in nodes:
-            continue
-        if hasattr(node, "variable"):
-            leaves[id(node.variable)] = node.variable
-        else:
-            nodes.add(node)
-            ahead.extend(following for following, _ in node.next_functions)
-    return list(leaves.values()), nodes

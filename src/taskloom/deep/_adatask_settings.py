@@ -6,29 +6,48 @@ Letters: K tasks, P shared parameters.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
 from torch import Tensor
 
+from taskloom.deep._aggregators import Aggregator
 from taskloom.tasks import OptionError, unknown
 
 REDUCTIONS = ("sum", "mean", "rsqrt")
 KERNELS = ("auto", "fused", "foreach", "loop")
-Aggregator = Callable[[Tensor], Tensor]
 Weights = Sequence[float] | Mapping[str, float]
 
 
+class LossWeightsWarning(UserWarning):
+    """Loss weights were given to an AdaTask optimizer, where they do nothing.
+
+    Examples:
+        >>> import warnings
+        >>> import torch
+        >>> from taskloom.deep import AdaTaskAdam
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     optimizer = AdaTaskAdam([torch.nn.Parameter(torch.ones(2))], ["a", "b"], loss_weights={"a": 10.0})
+        >>> caught[0].category is LossWeightsWarning, "task_weights" in str(caught[0].message)
+        (True, True)
+    """
+
+
 class Joining(TypedDict, total=False):
-    """Keyword arguments that every AdaTask optimizer takes.
+    """Keyword arguments that every AdaTask optimizer takes beside those of its torch twin.
 
     Attributes:
         reduction: `sum` of the K normalised directions (the paper), their `mean`, or the sum over the root of K (`rsqrt`).
             K counts all tasks, absent ones too: what one task moves does not hang on which others are in the batch.
         task_weights: factors of the normalised directions, in the order of the tasks or by name (1 where a name is missing).
+        loss_weights: weights of the losses, as other methods take them. They would do nothing for shared parameters, and are
+            not applied: a `LossWeightsWarning` says why.
         aggregator: maps the normalised directions, a matrix with a row for each task in the step and P columns, to one
-            direction (P,), in place of `reduction`. The aggregators of torchjd are such callables.
+            direction (P,), in place of `reduction`. The aggregators of torchjd are such callables. What one that is a module
+            remembers is a part of the optimizer's state.
         kernel: `fused`, `foreach`, or `loop` over parameters, as torch's own optimizers have them; `auto` takes the fastest.
         data_parallel: process group over which gradients are averaged, True or None for all processes (None: only if
             torch.distributed runs), False for none.
@@ -36,6 +55,7 @@ class Joining(TypedDict, total=False):
 
     reduction: Literal["sum", "mean", "rsqrt"]
     task_weights: Weights | None
+    loss_weights: Any
     aggregator: Aggregator | None
     kernel: Literal["auto", "fused", "foreach", "loop"]
     data_parallel: Any
@@ -52,6 +72,7 @@ class Settings:
 
     reduction: str = "sum"
     task_weights: Weights | None = None
+    loss_weights: Any = None
     aggregator: Aggregator | None = None
     kernel: str = "auto"
     data_parallel: Any = None
@@ -66,6 +87,14 @@ class Settings:
         if self.aggregator is not None and self.reduction != "sum":
             raise OptionError(
                 f"`reduction`={self.reduction!r} with an `aggregator`: the aggregator joins the directions; leave one out"
+            )
+        if self.loss_weights is not None:
+            warnings.warn(
+                f"`loss_weights`={self.loss_weights!r} would do nothing for shared parameters and are not applied: each task's "
+                "gradient is divided by its own size, and a factor in front of the loss is divided out with it; give "
+                "`task_weights`, which act after that",
+                LossWeightsWarning,
+                stacklevel=4,
             )
 
     def factor(self, n_tasks: int) -> float:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from taskloom.deep._adatask_kernels import Group, Kernel, Lane, Rate
 from taskloom.deep._adatask_settings import Settings, Weights, check_group, task_names, weights_of
+from taskloom.deep._aggregators import memory_of, set_memory
 from taskloom.tasks import DataError, OptionError, unknown
 
 Slots = list[Tensor | None]
@@ -55,6 +56,8 @@ class TaskOptimizer(Optimizer):
         self._streamed: dict[str, set[int]] = {}
         self._lane_cache: dict[tuple[int, str | None], dict[tuple[int, ...], list[Lane]]] = {}
         self._hooked: set[int] = self.__dict__.get("_hooked", set())
+        # Tasks with an infinite loss since the last step.
+        self._infinite: set[str] = set()
         self._collector: Any = None
         self._unscaled: Any = None
         self._view: Any = None
@@ -166,6 +169,7 @@ class TaskOptimizer(Optimizer):
         self._waiting.clear()
         self._directions.clear()
         self._streamed.clear()
+        self._infinite.clear()
         self._unscaled, self._is_synchronized = None, False
 
     def task_gradients(self, task: str | int) -> list[Tensor | None]:
@@ -173,8 +177,10 @@ class TaskOptimizer(Optimizer):
         return list(self._waiting.get(self._name(task), [None] * len(self._shared)))
 
     def state_dict(self) -> dict[str, Any]:
-        """Moments, groups, tasks and their weights."""
-        return {**super().state_dict(), "tasks": list(self.tasks), "task_weights": list(self._weights)}
+        """Moments, groups, tasks, their weights, and what the aggregator remembers, if it is a module."""
+        state = {**super().state_dict(), "tasks": list(self.tasks), "task_weights": list(self._weights)}
+        aggregator = self.settings.aggregator
+        return {**state, "aggregator": memory_of(aggregator)} if isinstance(aggregator, torch.nn.Module) else state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a `state_dict`, to the bit.
@@ -185,7 +191,7 @@ class TaskOptimizer(Optimizer):
             state_dict: of an optimizer of the same class, tasks and parameters.
 
         Raises:
-            DataError: it is of other tasks.
+            DataError: it is of other tasks, or of an aggregator of other parts.
             ValueError: it is of other groups (raised by torch).
         """
         received: dict[str, Any] = {}
@@ -197,11 +203,14 @@ class TaskOptimizer(Optimizer):
                     f"`state_dict` is of tasks {list(state_dict['tasks'])}, this optimizer of {self.tasks}; "
                     "make them agree with `add_task` and `remove_task`"
                 )
+            self._check_aggregator(state_dict)
             super().load_state_dict(state_dict)
         finally:
             handle.remove()
         if "task_weights" in received:
             self.task_weights = received["task_weights"]
+        if "aggregator" in received and isinstance(self.settings.aggregator, torch.nn.Module):
+            set_memory(self.settings.aggregator, received["aggregator"])
         ids = [one for group in received["param_groups"] for one in group["params"]]
         weights = [weight for group in self.param_groups for weight in group["params"]]
         for one, weight in zip(ids, weights, strict=True):
@@ -209,6 +218,17 @@ class TaskOptimizer(Optimizer):
                 if isinstance(value, Tensor):
                     device = "cpu" if key.startswith("step") and self._kernel_on(weight) != "fused" else weight.device
                     self.state[weight][key] = value.detach().to(device, copy=True)
+
+    def _check_aggregator(self, state_dict: dict[str, Any]) -> None:
+        """Refuse the memory of an aggregator that is not the one here."""
+        own = self.settings.aggregator
+        here = sorted(memory_of(own)) if isinstance(own, torch.nn.Module) else []
+        saved = sorted(state_dict.get("aggregator", {}))
+        if saved and saved != here:
+            raise DataError(
+                f"`state_dict` has what an aggregator of parts {saved} remembers, the `aggregator` here has {here}; "
+                "make the optimizer with the one that it was saved with"
+            )
 
     def _kernel_on(self, weight: Tensor) -> str:
         kernel = self.settings.kernel

@@ -14,7 +14,8 @@ from torch import Tensor
 from taskloom.deep._adatask_feeders import FedOptimizer, summed_error
 from taskloom.deep._adatask_kernels import Group, Lane, Rate
 from taskloom.deep._adatask_state import HALVES
-from taskloom.tasks import OptionError
+from taskloom.deep._aggregators import aggregate
+from taskloom.tasks import DataError, OptionError
 
 
 class AdaTaskOptimizer(FedOptimizer):
@@ -34,7 +35,8 @@ class AdaTaskOptimizer(FedOptimizer):
             What the closure returned.
 
         Raises:
-            DataError: a shared parameter has a `.grad`, which was summed over tasks.
+            DataError: a shared parameter has a `.grad`, which was summed over tasks; or a loss was infinite, and no scaler
+                takes the step.
             OptionError: a scaler takes the step, but gradients were not unscaled by `unscale_`.
         """
         loss = None
@@ -43,7 +45,13 @@ class AdaTaskOptimizer(FedOptimizer):
                 loss = closure()
         with torch.no_grad():
             self._check_fed()
-            if self._may_step():
+            may_step = self._may_step()
+            if self._infinite and self._unscaled is None:
+                raise DataError(
+                    f"`losses`: that of task `{min(self._infinite)}` is infinite, and nothing was moved; lower the learning "
+                    "rate or clip what the loss is made of, and `zero_grad` before going on"
+                )
+            if may_step:
                 self.synchronize()
                 self._step_heads()
                 self._step_shared()
@@ -173,11 +181,12 @@ class AdaTaskOptimizer(FedOptimizer):
         aggregator = self.settings.aggregator
         if aggregator is None:
             return next(iter(self._directions.values()))
-        rows = [self._directions[name] for name in self.tasks if name in self._directions]
+        names = [name for name in self.tasks if name in self._directions]
+        rows = [self._directions[name] for name in names]
         used = [i for i in range(len(self._shared)) if any(row[i] is not None for row in rows)]
         kind = torch.float64 if any(self._shared[i].dtype == torch.float64 for i in used) else torch.float32
         matrix = torch.stack([torch.cat([_flat(row[i], self._shared[i], kind) for i in used]) for row in rows])
-        vector = aggregator(matrix)
+        vector = aggregate(aggregator, matrix, names)
         if not isinstance(vector, Tensor) or vector.shape != matrix.shape[1:]:
             shape = tuple(vector.shape) if isinstance(vector, Tensor) else type(vector).__name__
             raise OptionError(

@@ -46,8 +46,8 @@ class DominanceMeter(DominanceViews):
     variance of the true ones while gradients are stationary, but lag `every` times as far behind where they are not.
     AdaTask-Adam keeps averages of its own, which are read: nothing is estimated there.
 
-    Losses must be those that the step goes down, weights included. Gradients that are clipped or scaled between have larger
-    parts here, all tasks alike. Each process of several sees its own rows.
+    Losses must be those that the step goes down, weights included, or `weigh` is told the weights. Gradients that are clipped
+    or scaled between have larger parts here, all tasks alike. Each process of several sees its own rows.
 
     Cost: at a sampled step K backward passes (none for AdaTaskAdam and AdaTaskAdamW), with one gradient of the layers in memory
     at a time; at other steps nothing. For C coordinates in all, 3 K C numbers are kept, and C integers.
@@ -174,6 +174,40 @@ class DominanceMeter(DominanceViews):
                 raise DataError(f"`gradients` of task `{name}` have shapes {shapes}: those of the layers are {wanted}")
         if self._starts():
             self._store({name: self._take(grads) for name, grads in named.items()})
+
+    @torch.no_grad()
+    def weigh(self, weights: Tensor) -> None:
+        """Multiply what was observed of the coming step: for losses that are weighed only after they were observed.
+
+        A hook on the losses tells the weights, whatever computes them: `losses.register_hook(meter.weigh)` before the backward
+        pass of their weighted sum. Where a step is not sampled nothing happens.
+
+        Args:
+            weights: (K,), the gradient of what the step goes down with respect to the losses.
+
+        Raises:
+            OptionError: below an AdaTask optimizer, where weights of the losses do nothing.
+            DataError: not one for each task.
+
+        Examples:
+            >>> weight = torch.nn.Parameter(torch.ones(3))
+            >>> optimizer = torch.optim.SGD([weight], lr=0.1)
+            >>> meter = DominanceMeter(optimizer, ["loud", "quiet"], every=1)
+            >>> losses = torch.stack([9 * weight.sum(), weight.sum()])
+            >>> meter.observe(list(losses))
+            >>> handle = losses.register_hook(meter.weigh)
+            >>> (losses / losses.detach()).sum().backward()
+            >>> optimizer.step()
+            >>> [round(row.median, 3) for row in meter.table()]
+            [0.5, 0.5]
+        """
+        if isinstance(self.optimizer, AdaTaskOptimizer):
+            raise OptionError("`weights` of losses below AdaTask do nothing: leave `weigh` out, and see its `task_weights`")
+        if tuple(weights.shape) != (len(self.tasks),):
+            raise DataError(f"`weights` has shape {tuple(weights.shape)}: give one for each of {len(self.tasks)} tasks")
+        if self._pending is not None:
+            # A task that is absent has zeros here, whatever its weight.
+            self._pending = [torch.where(g == 0, g, g * weights.to(g).unsqueeze(1)) for g in self._pending]
 
     def _named(self, given: Any, what: str) -> dict[str, Any]:
         if isinstance(given, Tensor):

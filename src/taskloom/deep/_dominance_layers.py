@@ -20,6 +20,8 @@ from taskloom.tasks import DataError, OptionError, unknown
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+BINS = 20
+
 
 @dataclass(frozen=True)
 class DominanceRow:
@@ -102,6 +104,19 @@ class DominanceViews:
         usage = self.usage(layer)
         total = usage.sum(axis=0)
         return np.divide(usage, total, out=np.full_like(usage, math.nan), where=total > 0)
+
+    def counts(self, layer: str, bins: int = BINS) -> np.ndarray:
+        """(K, bins) sampled coordinates by rAU, in bins of equal width from 0 to 1; those that no task moved are left out.
+
+        Args:
+            layer: name of it.
+            bins: their number.
+
+        Raises:
+            UnknownNameError: there is no such layer.
+            DataError: no step was sampled yet.
+        """
+        return histogram(self.relative(layer), bins)
 
     def _layer(self, name: str) -> Layer:
         if name not in self._layers:
@@ -199,7 +214,12 @@ def shares_of(sizes: list[int], room: int) -> list[int]:
     return shares
 
 
-def histograms(tasks: Sequence[str], relative: dict[str, np.ndarray], bins: int = 20) -> go.Figure:
+def histogram(relative: np.ndarray, bins: int = BINS) -> np.ndarray:
+    """(K, bins) coordinates by rAU (K, C), in bins of equal width from 0 to 1; NaN is left out."""
+    return np.stack([np.histogram(values[np.isfinite(values)], bins=bins, range=(0, 1))[0] for values in relative])
+
+
+def histograms(tasks: Sequence[str], relative: dict[str, np.ndarray], bins: int = BINS) -> go.Figure:
     """A histogram of rAU for each layer, a colour a task, with bins of equal width from 0 to 1.
 
     Args:
@@ -217,9 +237,8 @@ def histograms(tasks: Sequence[str], relative: dict[str, np.ndarray], bins: int 
 
     figure = make_subplots(rows=len(relative), cols=1, subplot_titles=list(relative), shared_xaxes=True)
     centres = (np.arange(bins) + 0.5) / bins
-    for i, (_, values) in enumerate(relative.items()):
-        for k, task in enumerate(tasks):
-            counts, _ = np.histogram(values[k][np.isfinite(values[k])], bins=bins, range=(0, 1))
+    for i, values in enumerate(relative.values()):
+        for k, (task, counts) in enumerate(zip(tasks, histogram(values, bins), strict=True)):
             bars = go.Bar(
                 x=centres,
                 y=counts / max(counts.sum(), 1),

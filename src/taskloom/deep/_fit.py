@@ -75,7 +75,7 @@ def fit(
         update: makes the update step from the optimizer and the fabric.
 
     Raises:
-        OptionError: outputs that do not fit the tasks.
+        OptionError: outputs that do not fit the tasks, or a net that the update step cannot serve.
         DataError: features that are not finite.
         ModelFileError: a checkpoint that is damaged or belongs to another net.
 
@@ -100,7 +100,9 @@ def fit(
     )
     with _session(seed, _dtype(options)):
         feed, origin = _joint_feed(*tensors, options, seed), _origin(train, validation, options, seed) if checkpoint else ""
-        loop = FitLoop(module, update(optimizer, fabric), feed, options, origin)
+        step = update(optimizer, fabric)
+        step.meet(net)
+        loop = FitLoop(module, step, feed, options, origin)
         loop.run(Path(checkpoint) if checkpoint is not None else None)
     wrapper.load_state_dict(loop.best)
     net.to("cpu").eval()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from taskloom.deep._task_gradients import memory_of, set_memory
+from taskloom.deep._aggregators import memory_of, set_memory
 from taskloom.deep._update import UpdateStep
 
 if TYPE_CHECKING:
@@ -23,17 +23,20 @@ class ScalarizedStep(UpdateStep):
     """One loss out of K by a scalarizer, one backward pass, one optimizer step.
 
     A scalarizer with parameters of its own (uncertainty weighting) has them trained by an Adam with the net's learning rate.
-    One with an `update` (FAMO) is shown the losses of the same batch after the step, which costs a second forward pass. A task
-    that is absent from a batch counts with the last loss that it had, without a gradient.
+    One with an `update` (FAMO) is shown the losses of the same batch after the step, which costs a second forward pass. One
+    with a `step` (dynamic weight average) is told after every `window` steps that an epoch is over. A task that is absent from
+    a batch counts with the last loss that it had, or 1 before its first, without a gradient.
 
     Args:
         optimizer: of all weights.
         fabric: whose precision scales the backward pass; None for none.
         make: makes the scalarizer for K tasks.
+        window: steps in what a scalarizer takes for an epoch.
     """
 
-    def __init__(self, optimizer: Optimizer, fabric: Fabric | None, make: Callable[[int], nn.Module]) -> None:
-        self.optimizer, self.fabric, self.make = optimizer, fabric, make
+    def __init__(self, optimizer: Optimizer, fabric: Fabric | None, make: Callable[[int], nn.Module], window: int = 50) -> None:
+        self.optimizer, self.fabric, self.make, self.window = optimizer, fabric, make, window
+        self.age = 0
         # A module with whatever else its kind has.
         self.scalarizer: Any = None
         self.own: Optimizer | None = None
@@ -57,6 +60,9 @@ class ScalarizedStep(UpdateStep):
                 after = closure()
             scalarizer.update(torch.where(after.isnan(), filled.detach(), after))
         self.last = filled.detach()
+        self.age += 1
+        if self.age % self.window == 0 and hasattr(scalarizer, "step"):
+            scalarizer.step()
         return losses.detach()
 
     def _filled(self, losses: Tensor) -> Tensor:
@@ -75,7 +81,7 @@ class ScalarizedStep(UpdateStep):
 
     def state_dict(self) -> dict[str, Any]:
         """The states of both optimizers and all that the scalarizer remembers."""
-        state: dict[str, Any] = {"optimizer": self.optimizer.state_dict(), "last": self.last}
+        state: dict[str, Any] = {"optimizer": self.optimizer.state_dict(), "last": self.last, "age": self.age}
         if self.scalarizer is None:
             return state
         inner = getattr(self.scalarizer, "_optimizer", None)
@@ -90,7 +96,7 @@ class ScalarizedStep(UpdateStep):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict`."""
         self.optimizer.load_state_dict(state["optimizer"])
-        self.last = state["last"]
+        self.last, self.age = state["last"], state["age"]
         if "n_tasks" not in state or self.last is None:
             return
         scalarizer = self._scalarizer(state["n_tasks"], self.last.device)

@@ -15,20 +15,22 @@ from torch.optim import Optimizer
 
 from taskloom.deep._adatask import AdaTaskAdam
 from taskloom.deep._adatask_settings import Joining
+from taskloom.deep._aggregators import Aggregator, aggregate, memory_of, set_memory
+from taskloom.deep._graph import go_back
 from taskloom.deep._update import UpdateStep
+from taskloom.tasks import OptionError
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-Aggregator = Callable[[Tensor], Tensor]
 
-
-def task_gradients(losses: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+def task_gradients(losses: Tensor, parameters: Sequence[Tensor], *, retain_graph: bool = False) -> list[Tensor]:
     """The gradient of each of k losses, (k, *shape) for each parameter, in one backward pass of k rows side by side.
 
     Args:
         losses: (k,) out of one forward pass, all of them finite.
         parameters: that the losses may hang on; zeros for those that they do not.
+        retain_graph: keep the graph for another pass.
 
     Examples:
         >>> weight = torch.tensor([1.0, 2.0], requires_grad=True)
@@ -37,7 +39,7 @@ def task_gradients(losses: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]
                 [1., 0.]])
     """
     rows = torch.eye(len(losses), dtype=losses.dtype, device=losses.device)
-    found = torch.autograd.grad(losses, parameters, rows, is_grads_batched=True, allow_unused=True)
+    found = torch.autograd.grad(losses, parameters, rows, is_grads_batched=True, allow_unused=True, retain_graph=retain_graph)
     return [
         weight.new_zeros(len(losses), *weight.shape) if jac is None else jac
         for weight, jac in zip(parameters, found, strict=True)
@@ -64,10 +66,18 @@ class TaskGradientStep(UpdateStep):
 
     Args:
         optimizer: of all weights; what it does with the gradients is up to the subclass.
-        fabric: not used here: these steps run on one device, without a scaler.
+        fabric: that the net was set up with; None for none. These steps run in one process.
+
+    Raises:
+        OptionError: the fabric scales losses, as `16-mixed` does on CUDA.
     """
 
     def __init__(self, optimizer: Optimizer, fabric: Fabric | None) -> None:
+        precision = getattr(getattr(fabric, "strategy", None), "precision", None)
+        if getattr(precision, "scaler", None) is not None:
+            raise OptionError(
+                "`precision`='16-mixed' scales losses, which steps out of each task's gradients do not allow; take 'bf16-mixed'"
+            )
         self.optimizer, self.fabric = optimizer, fabric
         self.parameters: list[Tensor] = [weight for group in optimizer.param_groups for weight in group["params"]]
         self.shared: list[bool] | None = None
@@ -75,16 +85,20 @@ class TaskGradientStep(UpdateStep):
     def step(self, closure: Callable[[], Tensor]) -> Tensor:
         """One step; tasks without labels in the batch take no part."""
         losses = closure()
-        present = list(range(len(losses)))
-        if not self.all_present:
-            present = torch.nonzero(~losses.detach().isnan()).squeeze(1).tolist()
+        chosen, present = self._chosen(losses)
         if present:
-            chosen = losses if len(present) == len(losses) else losses[present]
-            gradients = task_gradients(chosen, self.parameters)
+            gradients = go_back(self.fabric, lambda: task_gradients(chosen, self.parameters))
             if self.shared is None:
                 self._set_shared([is_shared(jac) for jac in gradients], len(losses))
             self._move(gradients, present)
         return losses.detach()
+
+    def _chosen(self, losses: Tensor) -> tuple[Tensor, list[int]]:
+        """The losses of the tasks that are present, and which these are."""
+        present = list(range(len(losses)))
+        if not self.all_present:
+            present = torch.nonzero(~losses.detach().isnan()).squeeze(1).tolist()
+        return losses if len(present) == len(losses) else losses[present], present
 
     def _set_shared(self, shared: list[bool], n_tasks: int) -> None:  # noqa: ARG002
         self.shared = shared
@@ -105,7 +119,7 @@ class AdaTaskStep(TaskGradientStep):
     Args:
         optimizer: gives the weights and the learning rate.
         fabric: see `TaskGradientStep`.
-        joining: see `AdaTaskAdam`.
+        joining: see `Joining`. What an aggregator that is a module remembers is saved and loaded with the step's state.
     """
 
     def __init__(self, optimizer: Optimizer, fabric: Fabric | None, **joining: Unpack[Joining]) -> None:
@@ -164,11 +178,11 @@ class AggregatedStep(TaskGradientStep):
         super().__init__(optimizer, fabric)
         self.aggregator = aggregator
 
-    def _move(self, gradients: list[Tensor], present: list[int]) -> None:  # noqa: ARG002
+    def _move(self, gradients: list[Tensor], present: list[int]) -> None:
         common, own = self._split(gradients)
         if common:
             matrix = torch.cat([jac.flatten(1) for _, jac in common], dim=1)
-            joined = self.aggregator(matrix).split([weight.numel() for weight, _ in common])
+            joined = aggregate(self.aggregator, matrix, present).split([weight.numel() for weight, _ in common])
             for (weight, _), part in zip(common, joined, strict=True):
                 weight.grad = part.view_as(weight)
         for weight, jac in own:
@@ -187,36 +201,3 @@ class AggregatedStep(TaskGradientStep):
         self.shared = None if state["shared"] is None else list(state["shared"])
         if isinstance(self.aggregator, torch.nn.Module):
             set_memory(self.aggregator, state["aggregator"])
-
-
-_PLAIN = (Tensor, int, float, bool, str, tuple, list, type(None), torch.dtype)
-
-
-def memory_of(module: torch.nn.Module) -> dict[str, dict[str, Any]]:
-    """All buffers and plain attributes of a module and its parts, by the part's name.
-
-    Some aggregators of torchjd make their buffers when they are first used, and keep beside them what tells whether they are
-    still valid: their own `state_dict` loses the latter, and their `load_state_dict` refuses the former.
-
-    Examples:
-        >>> part = torch.nn.Identity()
-        >>> part.age = 3
-        >>> memory_of(part)[""]["age"]
-        3
-    """
-    return {
-        name: {
-            key: value.clone() if isinstance(value, Tensor) else value
-            for key, value in {**vars(part), **part._buffers}.items()
-            if isinstance(value, _PLAIN) and key != "training"
-        }
-        for name, part in module.named_modules(remove_duplicate=False)
-    }
-
-
-def set_memory(module: torch.nn.Module, memory: dict[str, dict[str, Any]]) -> None:
-    """Give a module what `memory_of` read off another of its kind."""
-    for name, values in memory.items():
-        part = module.get_submodule(name)
-        for key, value in values.items():
-            setattr(part, key, value.clone() if isinstance(value, Tensor) else value)

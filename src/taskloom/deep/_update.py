@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 if TYPE_CHECKING:
@@ -26,6 +26,13 @@ class UpdateStep(ABC):
     """
 
     all_present: bool = False
+
+    def meet(self, net: nn.Module) -> None:  # noqa: B027
+        """What `fit` shows the net to, before the first step; a step that works on a part of the net finds it here.
+
+        Args:
+            net: the caller's, on its device.
+        """
 
     @abstractmethod
     def step(self, closure: Callable[[], Tensor]) -> Tensor:

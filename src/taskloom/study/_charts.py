@@ -19,7 +19,7 @@ from taskloom.study._outcome import Outcome
 # Okabe & Ito's palette: told apart by colour-blind readers; the marks differ in shape as well.
 VERDICT_COLOURS = {"helped": "#009E73", "hurt": "#D55E00", "undecided": "#767676"}
 _MARKS = {"helped": "triangle-up", "hurt": "triangle-down", "undecided": "circle-open"}
-_RECIPE_COLOURS = ("#0072B2", "#E69F00", "#CC79A7", "#009E73", "#56B4E9", "#D55E00", "#000000", "#F0E442")
+COLOURS = ("#0072B2", "#E69F00", "#CC79A7", "#009E73", "#56B4E9", "#D55E00", "#000000", "#F0E442")
 _CONFIG = {"displayModeBar": False, "responsive": True}
 
 
@@ -64,7 +64,7 @@ def gain_chart(study: Outcome, verdicts: Sequence[Verdict]) -> go.Figure:
             "type": "category",
         },
     )
-    return _dressed(figure)
+    return dressed(figure)
 
 
 def _readable_range(verdicts: Sequence[Verdict]) -> tuple[list[float] | None, int]:
@@ -95,7 +95,7 @@ def curve_chart(study: Outcome, log_scale: bool = False) -> go.Figure:
                     legendgroup=label,
                     showlegend=i == 0,
                     mode="lines",
-                    line={"color": _RECIPE_COLOURS[place % len(_RECIPE_COLOURS)], "width": 1.5},
+                    line={"color": COLOURS[place % len(COLOURS)], "width": 1.5},
                     opacity=0.7,
                     hovertemplate=f"{label}, seed {unit.seed}<br>step %{{x}}: %{{y:.4g}}<extra></extra>",
                 )
@@ -105,7 +105,7 @@ def curve_chart(study: Outcome, log_scale: bool = False) -> go.Figure:
         xaxis_title="optimizer steps of one net",
         yaxis={"title": "validation loss, mean of tasks", "type": "log" if log_scale else "linear"},
     )
-    return _dressed(figure)
+    return dressed(figure)
 
 
 def relation_chart(study: Outcome, recipe: str, name: str) -> go.Figure:
@@ -130,7 +130,7 @@ def relation_chart(study: Outcome, recipe: str, name: str) -> go.Figure:
     figure.update_layout(
         height=side, xaxis={"type": "category"}, yaxis={"type": "category", "autorange": "reversed"}, showlegend=False
     )
-    return _dressed(figure)
+    return dressed(figure)
 
 
 def _alike_first(relation: np.ndarray) -> list[int]:
@@ -147,7 +147,8 @@ def to_html(figure: go.Figure, name: str) -> str:
     return pio.to_html(figure, full_html=False, include_plotlyjs=False, config=_CONFIG, div_id=name)
 
 
-def _dressed(figure: go.Figure) -> go.Figure:
+def dressed(figure: go.Figure) -> go.Figure:
+    """A chart in the style of the report."""
     font: dict[str, Any] = {"family": "system-ui, sans-serif", "size": 13}
     figure.update_layout(
         template="plotly_white",

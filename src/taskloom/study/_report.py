@@ -11,6 +11,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from taskloom.study._charts import curve_chart, gain_chart, relation_chart, to_html
+from taskloom.study._dominance import dominance_chart, dominance_sentence, left_out_sentence, pool
 from taskloom.study._outcome import Outcome
 
 _TEMPLATES = resources.files("taskloom.study") / "templates"
@@ -50,6 +51,15 @@ def render_report(study: Outcome) -> str:
         {"label": label, "name": name, "chart": Markup(to_html(relation_chart(study, label, name), f"relation-{number}"))}  # noqa: S704
         for number, (label, name) in enumerate(pictured)
     ]
+    dominance = [
+        {
+            "sentence": dominance_sentence(shares),
+            "left_out": left_out_sentence(shares),
+            "label": shares.recipe,
+            "chart": Markup(to_html(dominance_chart(shares), f"dominance-{number}")),  # noqa: S704
+        }
+        for number, shares in enumerate(pool(study.units))
+    ]
     curves = curve_chart(study)
     return template.render(
         study=study,
@@ -58,6 +68,7 @@ def render_report(study: Outcome) -> str:
         sections=sections,
         scores=_score_rows(study),
         relations=relations,
+        dominance=dominance,
         curves=Markup(to_html(curves, "curves")) if curves.data else "",  # noqa: S704
         plotly_js=Markup(get_plotlyjs()),  # noqa: S704
         settings=json.dumps({"options": _options(study), "environment": study.environment}, indent=2),

@@ -45,6 +45,8 @@ class Unit:
         curves: validation losses while training.
         notes: of the fit.
         relations: (K, K) numbers in [-1, 1] by name, to three decimals; none for more than `MOST_RELATED` tasks.
+        dominance: by layer and task, how much of the steps of the shared weights was due to the task (see `RecipeFit`); empty
+            where it was not measured, and for more than `MOST_RELATED` tasks.
         error: why the fit failed; empty where it did not.
     """
 
@@ -62,6 +64,7 @@ class Unit:
     curves: list[Curve] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     relations: dict[str, list[list[float]]] = field(default_factory=dict)
+    dominance: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     error: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -120,6 +123,7 @@ def run_unit(data: TaskData, recipe: Recipe, seed: int, options: StudyOptions, c
         unit.relations = {
             name: np.round(np.asarray(matrix, np.float64), 3).tolist() for name, matrix in fitted.relations.items()
         }
+        unit.dominance = fitted.dominance
     return unit
 
 

@@ -81,6 +81,9 @@ class RecipeFit:
         notes: anything the reader of a report must know, in sentences.
         relations: (K, K) pictures of how the tasks relate, by a name such as `cosine of coefficients`; numbers in [-1, 1],
             row = receiver, column = source. A report draws their means over the seeds.
+        dominance: for layers of shared weights and tasks, by their names, how much of each step was due to the task:
+            `{"counts": [...], "median": 0.4}` with numbers of weights by their share of it, in bins of equal width from 0 to 1,
+            and the median share. A report draws the sums over the seeds.
     """
 
     predictor: Predictor
@@ -91,6 +94,7 @@ class RecipeFit:
     curves: list[Curve] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     relations: dict[str, Array] = field(default_factory=dict)
+    dominance: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
 
 
 class Recipe(ABC):
