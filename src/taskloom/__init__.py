@@ -1,8 +1,8 @@
 """taskloom learns many related prediction tasks together, wherever their data live, and proves that none got worse.
 
 The front door: read data with `read_table`, compare recipes with `study`, keep a model with `fit_model`. The rooms behind it
-are `taskloom.tasks` (what a task is), `taskloom.linear` (linear models), `taskloom.deep` (nets) and `taskloom.study`
-(comparison, report, saved models).
+are `taskloom.tasks` (what a task is), `taskloom.linear` (linear models), `taskloom.deep` (nets), `taskloom.sites` (rows that
+stay where they are) and `taskloom.study` (comparison, report, saved models).
 
 Examples:
     >>> import taskloom as tl
@@ -17,7 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from taskloom import deep, linear, tasks
+    from taskloom import deep, linear, sites, tasks
     from taskloom.study import Model, Study, StudyOptions, fit_model, load_model, study
     from taskloom.tasks import (
         Recipe,
@@ -52,11 +52,12 @@ __all__ = [
     "read_table",
     "recipe_classes",
     "register_recipe",
+    "sites",
     "study",
     "tasks",
 ]
 
-_ROOMS = {"deep", "linear", "study", "tasks"}
+_ROOMS = {"deep", "linear", "sites", "study", "tasks"}
 _OF_STUDY = {"Model", "Study", "StudyOptions", "fit_model", "load_model"}
 
 

@@ -19,6 +19,8 @@ from taskloom.tasks import Array, OptionError
 
 # Running sums are taken anew after so many changed columns for each task, before rounding adds up.
 REFRESH = 16
+# And where what they sum has fallen below this share of its peak: they keep the rounding of the peak.
+FALLEN = 0.5
 
 
 class ColumnProx(ABC):
@@ -38,14 +40,19 @@ class ColumnProx(ABC):
         self.penalty, self.step = penalty, step
         self.V = np.array(V, dtype=np.float64, order="F")
         self._changes = 0
+        self._sizes = np.abs(self.V).max(axis=0, initial=0.0)
+        self._peak = self._sizes.max(initial=0.0)
 
     def set(self, t: int, column: Array) -> None:
         """Put `column` (d,) in the place of column t of V."""
         self._changed(t, self.V[:, t].copy(), column)
         self.V[:, t] = column
         self._changes += 1
-        if self._changes >= REFRESH * self.V.shape[1]:
-            self._changes = 0
+        self._sizes[t] = np.abs(column).max(initial=0.0)
+        size = self._sizes.max()
+        self._peak = max(self._peak, size)
+        if self._changes >= REFRESH * self.V.shape[1] or size < FALLEN * self._peak:
+            self._changes, self._peak = 0, size
             self._refresh()
 
     @abstractmethod
@@ -106,14 +113,17 @@ class _Rows(ColumnProx):
 
     def _refresh(self) -> None:
         self._squares = np.einsum("dk,dk->d", self.V, self.V)
+        self._peaks = self._squares.copy()
 
     def _changed(self, t: int, old: Array, new: Array) -> None:
         squares = self._squares - old**2 + new**2
-        # What is left of a row after most of it went is rounding: such rows are summed anew.
-        lost = np.flatnonzero(squares < 1e-6 * (self._squares + new**2))
+        self._peaks = np.maximum(self._peaks, self._squares + new**2)
+        # What is left of a row after most of it went, at once or bit by bit, is rounding: such rows are summed anew.
+        lost = np.flatnonzero(squares < 1e-3 * self._peaks)
         if len(lost):
             rest = np.delete(self.V[lost], t, axis=1)
             squares[lost] = np.einsum("dk,dk->d", rest, rest) + new[lost] ** 2
+            self._peaks[lost] = squares[lost]
         self._squares = squares
 
     def column(self, t: int) -> Array:

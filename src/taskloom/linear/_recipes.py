@@ -78,7 +78,7 @@ class PenalizedRecipe(Recipe):
         critical = self.critical(problem)
         critical.check(design.n_features, design.n_tasks)
         factors = strengths(self.weakest, self.strongest, budget)[::-1]
-        path = solve_path(design, labels, [critical.scaled(factor) for factor in factors], _OPTIONS)
+        path = self.solve(design, labels, [critical.scaled(factor) for factor in factors])
         losses = np.array([_losses(validation, _predictor(solution, train)) for solution in path])
         if not np.isfinite(losses).all(axis=1).any():
             raise FitError("every strength gave a validation loss that is not finite")
@@ -92,6 +92,11 @@ class PenalizedRecipe(Recipe):
             notes=notes,
             relations={"cosine of coefficients": cosines(chosen.W)},
         )
+
+
+    def solve(self, design: Design, labels: Labels, penalties: list[Penalty]) -> list[Solution]:
+        """The optimum under each of some penalties, strongest first."""
+        return solve_path(design, labels, penalties, _OPTIONS)
 
 
 _OPTIONS = SolverOptions(tol=1e-5, max_iter=5000)

@@ -12,7 +12,8 @@ from typing import Any
 
 # The rooms below register their recipes when they are imported.
 import taskloom.deep
-import taskloom.linear  # noqa: F401
+import taskloom.linear
+import taskloom.sites  # noqa: F401
 from taskloom.study._compare import RecipeInfo, Summary, Verdict
 from taskloom.study._demo import DEMO_RECIPES, DEMO_TARGET, demo_data, save_csv
 from taskloom.study._files import check_folder, write_file

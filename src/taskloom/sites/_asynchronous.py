@@ -1,0 +1,188 @@
+"""The coordinator of asynchronous methods: every column is answered when it comes.
+
+Letters: K tasks, d features, V (d, K) auxiliary matrix, W = prox(V) the model, U = (V - W) / gamma a subgradient of the penalty
+at W, gamma step, eta relaxation, L greatest curvature of a task's loss, tau delay in updates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from taskloom.linear import Penalty, column_prox
+from taskloom.sites._balance import FIRST_STEP, StepBalance, proximal_point
+from taskloom.sites._coordinator import Coordinator, SiteRecord, StopRule, Waiting
+from taskloom.sites._messages import Answer, Update
+from taskloom.sites._methods import Method
+from taskloom.sites._relaxation import Safeguard, dynamic_factor, theory_bound
+from taskloom.tasks import Array, OptionError
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """Lengths of steps.
+
+    Attributes:
+        step: gamma itself; None for the method's own: a multiple of 1 / L for gradient steps, for proximal steps one that is
+            found while running (`StepBalance`).
+        limit: greatest relaxation, below 2; None for the method's own: 1 for gradient steps, 1.8 for proximal ones.
+        is_dynamic: whether `amtl-paper` multiplies its relaxation by the dynamic factor, clamped to `limit`.
+        unit: of the dynamic factor, in units of the clock.
+    """
+
+    step: float | None = None
+    limit: float | None = None
+    is_dynamic: bool = False
+    unit: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.step is not None and not 0 < self.step < np.inf:
+            raise OptionError(f"`step`={self.step!r}: need a positive number, or None to have it found")
+        if self.limit is not None and not 0 < self.limit < 2:
+            raise OptionError(f"`limit`={self.limit!r}: a relaxation is above 0 and below 2")
+        if not 0 < self.unit < np.inf:
+            raise OptionError(f"`unit`={self.unit!r}: need a positive number")
+
+
+class AsynchronousCoordinator(Coordinator):
+    """Random block coordinate steps on an averaged operator of V (ARock; Peng, Xu, Yan & Yin 2016).
+
+    With gradient steps the operator is backward-forward (AMTL), with proximal steps Douglas-Rachford; both have W = prox(V) at
+    their fixed points, and the same messages. Beyond the papers: a safeguard on the residual instead of a bound on eta,
+    and a proximal step that is balanced while running. When the step changes from gamma to gamma', V becomes
+    W + (gamma' / gamma) (V - W), which leaves the subgradient U as it is; what sites worked out at the old one is not taken.
+
+    Args:
+        sites: columns of the tasks of each site, by its name.
+        n_features: d.
+        rule: when it is over.
+        penalty: of the model.
+        method: whose steps are asynchronous.
+        steps: their lengths.
+    """
+
+    def __init__(
+        self,
+        sites: Mapping[str, Sequence[int]],
+        n_features: int,
+        rule: StopRule,
+        penalty: Penalty,
+        method: Method,
+        steps: StepOptions = StepOptions(),
+    ) -> None:
+        super().__init__(sites, n_features, rule)
+        self.penalty, self.method, self.steps = penalty, method, steps
+        self.limit = method.relaxation_limit if steps.limit is None else steps.limit
+        self.step = 1.0 if steps.step is None else steps.step
+        self.prox = column_prox(penalty, self.step, np.zeros((n_features, self.n_tasks)))
+        self.curvature = np.zeros(self.n_tasks)
+        self.guard = Safeguard(self.limit)
+        self.balance = StepBalance(n_features, self.n_tasks)
+        self.most_stale = 0
+        # What each site was told last: its step can be worked out from that.
+        self._told = np.zeros((n_features, self.n_tasks))
+        self._eta = dict.fromkeys(self.sites, 1.0)
+        self._round_starts = 0
+
+    @property
+    def V(self) -> Array:  # noqa: N802
+        """(d, K)."""
+        return self.prox.V
+
+    def finish(self) -> Array:
+        return self.prox.matrix()
+
+    def _join(self, message: Update, site: SiteRecord) -> None:
+        super()._join(message, site)
+        if message.curvature is None:
+            return
+        before = self.curvature.max()
+        self.curvature[site.tasks] = message.curvature
+        known = self.curvature.max()
+        if self.steps.step is not None or known <= before:
+            return
+        if self.method.local == "gradient":
+            if np.isinf(known):
+                raise OptionError(
+                    f"`method`: gradient steps need a bounded curvature, which site {message.site} has not; use `local-prox`"
+                )
+            self._set_step(self.method.steps / known)
+        elif not self.version:
+            finite = self.curvature[np.isfinite(self.curvature) & (self.curvature > 0)]
+            self._set_step(FIRST_STEP / float(finite.mean()) if len(finite) else 1.0)
+
+    def _set_step(self, step: float) -> None:
+        """Go on at another step from the same model and subgradient."""
+        W, V = self.prox.matrix(), self.prox.V
+        self.prox = column_prox(self.penalty, step, W + (step / self.step) * (V - W))
+        self.step = step
+        self.epoch += 1
+
+    def _take(self, message: Update, site: SiteRecord, now: float) -> None:
+        if message.epoch != self.epoch or message.columns is None:
+            return
+        v, eta = self.prox.V[:, site.tasks], self._eta[message.site]
+        # An answer that came twice, or was lost and given anew: which of them the site went on from, it alone knows.
+        is_known = message.version == site.answered
+        if self._is_balanced and is_known:
+            self.balance.see(site.tasks, *proximal_point(v, self._told[:, site.tasks], message.columns, self.step, eta))
+        for t, column in zip(site.tasks, message.columns.T, strict=True):
+            self.prox.set(t, column)
+        residual = float(np.linalg.norm(message.columns - v)) / eta if is_known else site.residual
+        self._count(message, residual, now)
+        self.most_stale = max(self.most_stale, site.staleness)
+        if self.version - self._round_starts >= len(self.sites):
+            self._end_round()
+        self._check_over([message.site])
+
+    def _end_round(self) -> None:
+        self._round_starts = self.version
+        if np.isfinite(self.residual):
+            self.guard.look(self.residual)
+        step = self.balance.look(self.version / len(self.sites), self.step) if self._is_balanced else None
+        if step is not None:
+            self._set_step(step)
+
+    @property
+    def _is_balanced(self) -> bool:
+        return self.method.local == "prox" and self.steps.step is None
+
+    def _relaxation(self, site: SiteRecord) -> float:
+        if self.method.relaxation != "theory":
+            return self.guard.eta
+        eta = theory_bound(len(self.sites), self.most_stale)
+        return min(self.limit, eta * (dynamic_factor(site.delays, self.steps.unit) if self.steps.is_dynamic else 1.0))
+
+    def _due(self, waiting: list[str]) -> list[str]:
+        return waiting
+
+    def _answer(self, name: str, waiting: Waiting, now: float) -> Answer:
+        site = self.sites[name]
+        columns = np.stack([self.prox.column(t) for t in site.tasks], axis=1)
+        restart = None if waiting.epoch == self.epoch else self.prox.V[:, site.tasks].copy()
+        site.answered, site.asked_at = self.version, now
+        self._told[:, site.tasks], self._eta[name] = columns, self._relaxation(site)
+        numbers = (site.sequence, self.epoch, self.version, columns, self.step, self._eta[name])
+        return Answer(name, *numbers, restart, self.is_over, waiting.refusal)
+
+    def _size(self) -> float:
+        return float(np.linalg.norm(self.prox.V))
+
+    def state_dict(self) -> dict[str, Any]:
+        balance = self.balance.state_dict()
+        arrays = {"V": self.prox.V, "curvature": self.curvature, "told": self._told} | balance.pop("arrays")
+        numbers = {"step": self.step, "most_stale": self.most_stale, "round_starts": self._round_starts, "eta": self._eta}
+        return super().state_dict() | numbers | {"guard": self.guard.state_dict(), "balance": balance, "arrays": arrays}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.step, self.most_stale = float(state["step"]), int(state["most_stale"])
+        self._round_starts, self._eta = int(state["round_starts"]), dict(state["eta"])
+        self._told = np.array(state["arrays"]["told"])
+        self.balance.load_state_dict(state["balance"] | {"arrays": state["arrays"]})
+        self.guard.load_state_dict(state["guard"])
+        self.curvature = np.array(state["arrays"]["curvature"])
+        self.prox = column_prox(self.penalty, self.step, state["arrays"]["V"])

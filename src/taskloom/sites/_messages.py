@@ -1,0 +1,129 @@
+"""What travels between a site and the coordinator: nothing else does.
+
+Letters: d features, m tasks of one site, v (d, m) their columns of the auxiliary matrix V, p (d, m) those of prox(V).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from taskloom.tasks import Array, DataError
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a site sends: first that it is there, then its columns, at last its intercepts.
+
+    Attributes:
+        site: its name.
+        sequence: number of the message among those of the site, from 1 on; 0 to join, or to join again.
+        epoch: that of the answer that it was worked out from.
+        columns: v (d, m); None when joining and when parting.
+        curvature: (m,) greatest curvature of each task's loss, when joining.
+        intercepts: (m,) when parting.
+        version: that of the answer that it was worked out from.
+    """
+
+    site: str
+    sequence: int
+    epoch: int = 0
+    columns: Array | None = None
+    curvature: Array | None = None
+    intercepts: Array | None = None
+    version: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the coordinator sends back.
+
+    Attributes:
+        site: to whom.
+        sequence: of the message that it answers; any older answer is out of date.
+        epoch: rises when the step changes: columns worked out at another step are of no use.
+        version: how many updates the model has seen.
+        columns: p (d, m); the final coefficients with `stop`.
+        step: of the local step.
+        relaxation: how far to go towards the new columns, above 0 and at most 2.
+        restart: v (d, m) from which to go on, where the site's own are not those of the coordinator; else None.
+        stop: whether the run is over.
+        refusal: why the last message was not taken; empty where it was.
+    """
+
+    site: str
+    sequence: int
+    epoch: int
+    version: int
+    columns: Array
+    step: float
+    relaxation: float
+    restart: Array | None = None
+    stop: bool = False
+    refusal: str = ""
+
+
+Message = Update | Answer
+
+_PLAIN: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("site", "refusal"), (str,)),
+    **dict.fromkeys(("sequence", "epoch", "version"), (int,)),
+    **dict.fromkeys(("step", "relaxation"), (int, float)),
+    "stop": (bool,),
+}
+_ARRAYS = ("columns", "curvature", "intercepts", "restart")
+
+
+def encode(message: Message) -> bytes:
+    """A message as bytes: a line of JSON, then the numbers of its arrays (little-endian float64, row by row).
+
+    Nothing in it is run when it is read, other than with pickle.
+
+    Examples:
+        >>> decode(encode(Update("ward", 1, columns=np.ones((2, 1))))).columns.shape
+        (2, 1)
+    """
+    arrays, plain = {}, {}
+    for field in fields(message):
+        value = getattr(message, field.name)
+        if isinstance(value, np.ndarray):
+            arrays[field.name] = np.ascontiguousarray(value, dtype="<f8")
+        elif value is not None:
+            plain[field.name] = value
+    head = {"kind": type(message).__name__, "plain": plain, "shapes": {name: value.shape for name, value in arrays.items()}}
+    return json.dumps(head).encode() + b"\n" + b"".join(value.tobytes() for value in arrays.values())
+
+
+def decode(raw: bytes) -> Message:
+    """The message of `encode`.
+
+    Raises:
+        DataError: the bytes are none.
+    """
+    try:
+        return _read(raw)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise DataError(f"`raw` is no message of taskloom ({error}); both ends must run the same version") from error
+
+
+def _read(raw: bytes) -> Message:
+    line, _, body = raw.partition(b"\n")
+    head = json.loads(line)
+    values: dict[str, Any] = dict(head["plain"])
+    for name, value in values.items():
+        if type(value) not in _PLAIN[name]:
+            raise TypeError(f"{name}={value!r}")
+    at = 0
+    for name, shape in head["shapes"].items():
+        if name not in _ARRAYS or any(type(size) is not int or size < 0 for size in shape):
+            raise ValueError(f"{name} of shape {shape}")
+        size = prod(shape)
+        values[name] = np.frombuffer(body, dtype="<f8", count=size, offset=at).reshape(shape).astype(np.float64)
+        at += 8 * size
+    if at != len(body):
+        raise ValueError(f"{len(body) - at} bytes are left over: it was cut or joined on its way")
+    return {"Update": Update, "Answer": Answer}[head["kind"]](**values)
