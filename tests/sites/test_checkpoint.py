@@ -269,7 +269,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     monkeypatch.setattr(os, "fsync", full)
     coordinator = make_coordinator("local-prox")
     coordinator.version = 9
-    with pytest.raises(OutputError, match=r"`path`=.*No space left.*choose another place"):
+    with pytest.raises(OutputError, match=r"state' cannot be written .No space left.*choose another place"):
         save_coordinator(coordinator, tmp_path / "state")
     assert (tmp_path / "state").read_bytes() == old
     assert [each.name for each in tmp_path.iterdir()] == ["state"]

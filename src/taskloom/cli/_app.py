@@ -9,6 +9,7 @@ import typer
 
 import taskloom
 from taskloom.cli import _options as opt
+from taskloom.cli import _sites
 from taskloom.cli._show import (
     output_folder,
     own_name,
@@ -31,6 +32,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(_sites.app, name="sites")
 
 
 @app.callback(invoke_without_command=True)

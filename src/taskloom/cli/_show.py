@@ -40,7 +40,7 @@ def user_errors() -> Generator[None]:
 @contextmanager
 def output_folder(folder: Path) -> Generator[None]:
     """A folder that can be written, checked before any work; if the work fails, a folder made here is not left behind."""
-    from taskloom.study import check_folder
+    from taskloom.tasks import check_folder
 
     is_new = not folder.exists()
     check_folder(folder)
@@ -112,6 +112,6 @@ def write_columns(columns: dict[str, list[Any]], path: Path | None, as_json: boo
     if path is None:
         sys.stdout.write(content)
     else:
-        from taskloom.study import write_file
+        from taskloom.tasks import write_file
 
         write_file(path, content)

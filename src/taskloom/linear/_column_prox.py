@@ -275,6 +275,8 @@ def column_prox(penalty: Penalty, step: float, V: Array) -> ColumnProx:
     V = np.asarray(V, dtype=np.float64)
     if not 0 < step < np.inf:
         raise OptionError(f"`step`={step!r}: need a positive number")
+    if not isinstance(penalty, Penalty):
+        raise OptionError(f"`penalty`={penalty!r}: need a penalty such as Trace(0.1) or L21(0.1)")
     penalty.check(*V.shape)
     if isinstance(penalty, Split):
         raise OptionError(

@@ -14,13 +14,16 @@ from taskloom.sites._checkpoint import load_coordinator, revive_coordinator, sav
 from taskloom.sites._coordinator import Coordinator, SiteRecord, StopRule
 from taskloom.sites._data import LossOptions, SiteData, read_sites
 from taskloom.sites._delays import Delays, Faults, OffsetDelays
+from taskloom.sites._demo import DemoOptions, demo_tasks, run_demo
 from taskloom.sites._fit import Transport, fit
+from taskloom.sites._live import live_view
 from taskloom.sites._make import make_coordinator, make_site, site_makers
 from taskloom.sites._messages import Answer, Update, decode, encode
 from taskloom.sites._methods import METHODS, Method, get_method
 from taskloom.sites._privacy import GaussianRelease, Withheld, epsilon
 from taskloom.sites._processes import ProcessesTransport
 from taskloom.sites._recipe import SitesRecipe
+from taskloom.sites._report import check_report, write_report
 from taskloom.sites._result import SitesResult
 from taskloom.sites._session import Look, Recorder, Session, Trip
 from taskloom.sites._settings import RunSettings
@@ -30,6 +33,7 @@ from taskloom.sites._site_process import serve_site
 from taskloom.sites._stochastic import StochasticOptions, StochasticProx
 from taskloom.sites._synchronous import SynchronousCoordinator
 from taskloom.sites._threads import ThreadsTransport
+from taskloom.sites._timeline import RunSummary, compare_runs, describe_runs
 
 __all__ = [
     "METHODS",
@@ -37,6 +41,7 @@ __all__ = [
     "AsynchronousCoordinator",
     "Coordinator",
     "Delays",
+    "DemoOptions",
     "Faults",
     "GaussianRelease",
     "LocalLoss",
@@ -47,6 +52,7 @@ __all__ = [
     "ProcessesTransport",
     "Recorder",
     "RunSettings",
+    "RunSummary",
     "Session",
     "SimulatedTransport",
     "Site",
@@ -65,17 +71,24 @@ __all__ = [
     "Trip",
     "Update",
     "Withheld",
+    "check_report",
+    "compare_runs",
     "decode",
+    "demo_tasks",
+    "describe_runs",
     "encode",
     "epsilon",
     "fit",
     "get_method",
+    "live_view",
     "load_coordinator",
     "make_coordinator",
     "make_site",
     "read_sites",
     "revive_coordinator",
+    "run_demo",
     "save_coordinator",
     "serve_site",
     "site_makers",
+    "write_report",
 ]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from taskloom.linear import Penalty, column_prox
-from taskloom.sites._balance import FIRST_STEP, StepBalance, proximal_point
+from taskloom.sites._balance import FIRST_STEP, StepBalance, gradient_point, proximal_point
 from taskloom.sites._coordinator import Coordinator, SiteRecord, StopRule, Waiting
 from taskloom.sites._messages import Answer, Update
 from taskloom.sites._methods import Method
@@ -47,13 +47,28 @@ class StepOptions:
             raise OptionError(f"`unit`={self.unit!r}: need a positive number")
 
 
+@dataclass(frozen=True)
+class Terms:
+    """On what terms a site was answered.
+
+    Attributes:
+        epoch: of the step.
+        step: gamma.
+        eta: relaxation.
+    """
+
+    epoch: int
+    step: float
+    eta: float
+
+
 class AsynchronousCoordinator(Coordinator):
     """Random block coordinate steps on an averaged operator of V (ARock; Peng, Xu, Yan & Yin 2016).
 
     With gradient steps the operator is backward-forward (AMTL), with proximal steps Douglas-Rachford; both have W = prox(V) at
     their fixed points, and the same messages. Beyond the papers: a safeguard on the residual instead of a bound on eta,
     and a proximal step that is balanced while running. When the step changes from gamma to gamma', V becomes
-    W + (gamma' / gamma) (V - W), which leaves the subgradient U as it is; what sites worked out at the old one is not taken.
+    W + (gamma' / gamma) (V - W), which leaves the subgradient U as it is; what sites found at the old one is converted.
 
     Args:
         sites: columns of the tasks of each site, by its name.
@@ -82,9 +97,10 @@ class AsynchronousCoordinator(Coordinator):
         self.guard = Safeguard(self.limit)
         self.balance = StepBalance(n_features, self.n_tasks)
         self.most_stale = 0
-        # What each site was told last: its step can be worked out from that.
+        # What each site was told last, and the columns it had: what it found can be worked out from that.
         self._told = np.zeros((n_features, self.n_tasks))
-        self._eta = dict.fromkeys(self.sites, 1.0)
+        self._from = np.zeros((n_features, self.n_tasks))
+        self._terms = {name: Terms(0, 1.0, 1.0) for name in self.sites}
         self._round_starts = 0
 
     @property
@@ -122,27 +138,49 @@ class AsynchronousCoordinator(Coordinator):
         self.epoch += 1
 
     def _take(self, message: Update, site: SiteRecord, now: float) -> None:
-        if message.epoch != self.epoch or message.columns is None:
-            return
-        v, eta = self.prox.V[:, site.tasks], self._eta[message.site]
+        terms = self._terms[message.site]
         # An answer that came twice, or was lost and given anew: which of them the site went on from, it alone knows.
-        is_known = message.version == site.answered
+        is_known = message.version == site.answered and message.epoch == terms.epoch
+        if message.columns is None or (message.epoch != self.epoch and not is_known):
+            return
+        v, new = self.prox.V[:, site.tasks], message.columns
         if self._is_balanced and is_known:
-            self.balance.see(site.tasks, *proximal_point(v, self._told[:, site.tasks], message.columns, self.step, eta))
-        for t, column in zip(site.tasks, message.columns.T, strict=True):
+            self.balance.see(site.tasks, *self._found(site, new, terms))
+        if message.epoch != self.epoch:
+            new = self._converted(site, new, terms)
+        residual = float(np.linalg.norm(new - v)) / terms.eta if is_known else site.residual
+        for t, column in zip(site.tasks, new.T, strict=True):
             self.prox.set(t, column)
-        residual = float(np.linalg.norm(message.columns - v)) / eta if is_known else site.residual
         self._count(message, residual, now)
         self.most_stale = max(self.most_stale, site.staleness)
         if self.version - self._round_starts >= len(self.sites):
             self._end_round()
-        self._check_over([message.site])
+        self._check_over([message.site], message.version)
+
+    def _found(self, site: SiteRecord, new: Array, terms: Terms) -> tuple[Array, Array]:
+        """The point (d, m) at which a site took gradients, and the gradients."""
+        told, before = self._told[:, site.tasks], self._from[:, site.tasks]
+        if self.method.local == "gradient":
+            return told, gradient_point(before, told, new, terms.step, terms.eta)
+        return proximal_point(before, told, new, terms.step, terms.eta)
+
+    def _converted(self, site: SiteRecord, new: Array, terms: Terms) -> Array:
+        """The columns (d, m) that what a site found at another step leads to at this one.
+
+        With a proximal step it found z and a gradient g with z + gamma g = 2 p - v: at the step of now that is what it would
+        have found from p = (z + gamma g + v) / 2, and so it is a step from a model that is a little off, like any old one.
+        """
+        v, (point, g) = self.prox.V[:, site.tasks], self._found(site, new, terms)
+        if self.method.local == "gradient":
+            return v + terms.eta * (point - self.step * g - v)
+        return v + terms.eta * (point - (point + self.step * g + v) / 2)
 
     def _end_round(self) -> None:
         self._round_starts = self.version
         if np.isfinite(self.residual):
             self.guard.look(self.residual)
-        step = self.balance.look(self.version / len(self.sites), self.step) if self._is_balanced else None
+        rounds = float(np.median([site.updates for site in self.sites.values()]))
+        step = self.balance.look(rounds, self.step) if self._is_balanced else None
         if step is not None:
             self._set_step(step)
 
@@ -164,8 +202,9 @@ class AsynchronousCoordinator(Coordinator):
         columns = np.stack([self.prox.column(t) for t in site.tasks], axis=1)
         restart = None if waiting.epoch == self.epoch else self.prox.V[:, site.tasks].copy()
         site.answered, site.asked_at = self.version, now
-        self._told[:, site.tasks], self._eta[name] = columns, self._relaxation(site)
-        numbers = (site.sequence, self.epoch, self.version, columns, self.step, self._eta[name])
+        self._told[:, site.tasks], self._from[:, site.tasks] = columns, self.prox.V[:, site.tasks]
+        self._terms[name] = Terms(self.epoch, self.step, self._relaxation(site))
+        numbers = (site.sequence, self.epoch, self.version, columns, self.step, self._terms[name].eta)
         return Answer(name, *numbers, restart, self.is_over, waiting.refusal)
 
     def _size(self) -> float:
@@ -173,15 +212,17 @@ class AsynchronousCoordinator(Coordinator):
 
     def state_dict(self) -> dict[str, Any]:
         balance = self.balance.state_dict()
-        arrays = {"V": self.prox.V, "curvature": self.curvature, "told": self._told} | balance.pop("arrays")
-        numbers = {"step": self.step, "most_stale": self.most_stale, "round_starts": self._round_starts, "eta": self._eta}
+        arrays = {"V": self.prox.V, "curvature": self.curvature, "told": self._told, "from": self._from} | balance.pop("arrays")
+        numbers = {"step": self.step, "most_stale": self.most_stale, "round_starts": self._round_starts}
+        numbers["terms"] = {name: [terms.epoch, terms.step, terms.eta] for name, terms in self._terms.items()}
         return super().state_dict() | numbers | {"guard": self.guard.state_dict(), "balance": balance, "arrays": arrays}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.step, self.most_stale = float(state["step"]), int(state["most_stale"])
-        self._round_starts, self._eta = int(state["round_starts"]), dict(state["eta"])
-        self._told = np.array(state["arrays"]["told"])
+        self._round_starts = int(state["round_starts"])
+        self._terms = {name: Terms(int(epoch), step, eta) for name, (epoch, step, eta) in state["terms"].items()}
+        self._told, self._from = np.array(state["arrays"]["told"]), np.array(state["arrays"]["from"])
         self.balance.load_state_dict(state["balance"] | {"arrays": state["arrays"]})
         self.guard.load_state_dict(state["guard"])
         self.curvature = np.array(state["arrays"]["curvature"])

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from taskloom.linear import Penalty, column_prox
 from taskloom.sites._asynchronous import AsynchronousCoordinator
 from taskloom.sites._coordinator import Coordinator
 from taskloom.sites._synchronous import SynchronousCoordinator
-from taskloom.tasks import DataError, OutputError
+from taskloom.tasks import DataError, write_file
 
 FORMAT = "taskloom-sites"
 VERSION = 1
@@ -61,7 +59,7 @@ def save_coordinator(coordinator: Coordinator, path: str | Path) -> None:
     arrays = {name: np.ascontiguousarray(array, dtype=np.float64) for name, array in state.pop("arrays").items()}
     head = {"format": FORMAT, "version": VERSION, "run": _fingerprint(coordinator), "state": _plain(state)}
     metadata = {name: json.dumps(value, allow_nan=False) for name, value in head.items()}
-    _write(Path(path), save_arrays(arrays, metadata))
+    write_file(Path(path), save_arrays(arrays, metadata), sync=True)
 
 
 def load_coordinator(coordinator: Coordinator, path: str | Path) -> None:
@@ -119,29 +117,6 @@ def revive_coordinator(coordinator: Coordinator, path: str | Path) -> None:
         for site in sites:
             site.intercepts = None
     save_coordinator(coordinator, path)
-
-
-def _write(path: Path, content: bytes) -> None:
-    # One name for all saves: what a kill leaves of one is overwritten by the next.
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise OutputError(f"`path`='{path}' cannot be written ({error.strerror or error}); choose another place") from error
-    # The new name is on the disk when the folder is; not every system opens folders.
-    with suppress(OSError):
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def _plain(value: Any) -> Any:

@@ -100,6 +100,7 @@ class Coordinator(ABC):
         epoch: rises when the step changes.
         sites: the record of each site.
         converged: whether the residual fell below the tolerance.
+        lost: sites that nothing more is to come from; their columns stay what they were.
     """
 
     def __init__(self, sites: Mapping[str, Sequence[int]], n_features: int, rule: StopRule) -> None:
@@ -108,8 +109,11 @@ class Coordinator(ABC):
         self.rule = rule
         self.version, self.epoch = 0, 0
         self.converged, self.is_over = False, False
+        self.lost: set[str] = set()
         self._waiting: dict[str, Waiting] = {}
         self._quiet: set[str] = set()
+        # The first model since the residual fell below the tolerance: what was worked out from an older one says nothing of it.
+        self._quiet_from = 0
 
     def receive(self, message: Update, now: float) -> None:
         """Take a message in; whoever sent it is owed an answer, see `answers`.
@@ -155,6 +159,11 @@ class Coordinator(ABC):
         """End the run: every site is told with its next answer."""
         self.is_over = True
 
+    def lose(self, name: str) -> None:
+        """Wait no longer for a site, unless it joins again: the run ends, unconverged, when the others have settled."""
+        self.lost.add(name)
+        self._waiting.pop(name, None)
+
     @abstractmethod
     def finish(self) -> Array:
         """(d, K) the model W: one more proximal map of V."""
@@ -175,8 +184,9 @@ class Coordinator(ABC):
             return "there are no `columns` in it"
         return ""
 
-    def _join(self, message: Update, site: SiteRecord) -> None:  # noqa: ARG002
+    def _join(self, message: Update, site: SiteRecord) -> None:
         """A site is there, or there again."""
+        self.lost.discard(message.site)
         site.sequence = max(site.sequence, 0)
 
     @abstractmethod
@@ -205,29 +215,40 @@ class Coordinator(ABC):
     @property
     def residual(self) -> float:
         """Norm of the last steps of all sites, relative to that of V; infinite until all have taken one."""
-        each = np.array([site.residual for site in self.sites.values()])
-        return np.inf if np.isnan(each).any() else float(np.linalg.norm(each)) / max(self._size(), 1e-300)
+        each = np.array([site.residual for name, site in self.sites.items() if name not in self.lost])
+        return np.inf if np.isnan(each).any() or not len(each) else float(np.linalg.norm(each)) / max(self._size(), 1e-300)
 
     @abstractmethod
     def _size(self) -> float:
         """Norm of V, or of the model where V is zero."""
 
-    def _check_over(self, reported: Iterable[str]) -> None:
-        """Stop when all sites have reported since the residual fell below the tolerance, or a limit is reached."""
+    def _check_over(self, reported: Iterable[str], version: int) -> None:
+        """Stop when all sites have reported since the residual fell below the tolerance, or a limit is reached.
+
+        Args:
+            reported: sites whose columns have just come.
+            version: of the model that these were worked out from.
+        """
         if not self.residual < self.rule.tol:
             self._quiet.clear()
-        else:
+            self._quiet_from = self.version + 1
+        elif version >= self._quiet_from:
             self._quiet.update(reported)
-            if len(self._quiet) == len(self.sites):
-                self.converged = self.is_over = True
+            if len(self._quiet | self.lost) == len(self.sites):
+                self.is_over, self.converged = True, not self.lost
         rounds = self.rule.max_rounds
-        spent = rounds is not None and all(site.updates >= rounds for site in self.sites.values())
+        spent = rounds is not None and all(site.updates >= rounds or name in self.lost for name, site in self.sites.items())
         self.is_over = bool(self.is_over or spent or self.version >= self.rule.max_updates)
 
     def verdict(self) -> str:
         """Why the run is over, or what keeps it from being so."""
         if self.converged:
             return f"converged: the residual is {self.residual:.1e} of V's norm (tol {self.rule.tol:g})"
+        if self.lost:
+            return (
+                f"not converged: site {', '.join(sorted(self.lost))} was lost, and the model is that of its last columns; "
+                f"the residual of the others is {self.residual:.1e} after {self.version} updates"
+            )
         silent = [name for name, site in self.sites.items() if site.updates == 0]
         if silent:
             return f"not converged after {self.version} updates: never heard of site {', '.join(silent)}"
@@ -246,6 +267,7 @@ class Coordinator(ABC):
             "converged": self.converged,
             "is_over": self.is_over,
             "quiet": sorted(self._quiet),
+            "quiet_from": self._quiet_from,
             "sites": {
                 name: {key: getattr(site, key) for key in kept}
                 | {
@@ -271,6 +293,7 @@ class Coordinator(ABC):
             )
         self.version, self.epoch = int(state["version"]), int(state["epoch"])
         self.converged, self.is_over, self._quiet = state["converged"], state["is_over"], set(state["quiet"])
+        self._quiet_from = int(state["quiet_from"])
         for name, kept in state["sites"].items():
             values = {key: value for key, value in kept.items() if key not in ("tasks", "delays", "intercepts")}
             intercepts = None if kept["intercepts"] is None else np.array(kept["intercepts"])

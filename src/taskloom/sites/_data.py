@@ -5,7 +5,7 @@ Letters: K tasks, n rows of a task, d features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -78,6 +78,8 @@ def read_sites(data: TaskData | TaskPairs, options: LossOptions, sites: Mapping[
         OptionError: tasks that no site holds, or two.
         UnknownNameError: an unknown loss or scale.
     """
+    if not isinstance(options.loss, str | Loss):
+        raise OptionError(f"`loss`={options.loss!r}: need the name of one loss for all tasks, or the loss itself")
     names, blocks, ys, losses = _of_tasks(data, options) if isinstance(data, TaskData) else _of_pairs(data, options)
     units = np.array([loss.unit if len(set(losses)) > 1 else 1.0 for loss in losses])
     if isinstance(data, TaskData) and data.is_shared:
@@ -125,6 +127,8 @@ def _of_tasks(data: TaskData, options: LossOptions) -> Read:
         raise DataError(f"task {many[0]!r} has more than two classes; make one task of each class against the rest")
     kinds = {"regression": "squared", "binary": "logistic"}
     losses = [get_loss(kinds[task.kind] if options.loss == "auto" else options.loss) for task in data.tasks]
+    if data.X.ndim != 2:
+        raise DataError(f"`data`: X has shape {data.X.shape}; a linear model needs (n, d): flatten it")
     blocks, ys = [], []
     for t, loss in enumerate(losses):
         y = data.y[:, t] if data.is_shared and data.y.ndim == 2 else data.labels(t)
@@ -137,6 +141,8 @@ def _of_tasks(data: TaskData, options: LossOptions) -> Read:
 
 
 def _of_pairs(data: TaskPairs, options: LossOptions) -> Read:
+    if not isinstance(data, Iterable):
+        raise DataError(f"`data` is {type(data).__name__}; need TaskData, or (X, y) of each task, in order or by name")
     named = dict(data) if isinstance(data, Mapping) else {f"task {t + 1}": pair for t, pair in enumerate(data)}
     if not named:
         raise DataError("`data` is empty; give (X, y) of at least one task")
@@ -145,9 +151,11 @@ def _of_pairs(data: TaskPairs, options: LossOptions) -> Read:
     for name, pair in named.items():
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise DataError(f"`data` of task {name!r} is {type(pair).__name__}; need a pair (X, y)")
-        X, y = (part if hasattr(part, "toarray") else np.asarray(part, dtype=np.float64) for part in pair)
-        if X.ndim != 2 or y.shape != (X.shape[0],) or not len(y):
-            raise DataError(f"`data` of task {name!r}: X has shape {X.shape}, y {y.shape}; need (n, d) and (n,), n at least 1")
+        X, y = (_as_numbers(name, part) for part in pair)
+        if X.ndim != 2 or y.shape != (X.shape[0],) or not len(y) or not X.shape[1]:
+            raise DataError(
+                f"`data` of task {name!r}: X has shape {X.shape}, y {y.shape}; need (n, d) and (n,), n and d at least 1"
+            )
         width = X.shape[1] if width is None else width
         if X.shape[1] != width:
             raise DataError(f"`data` of task {name!r} has {X.shape[1]} features, that of the first {width}; need the same")
@@ -156,6 +164,15 @@ def _of_pairs(data: TaskPairs, options: LossOptions) -> Read:
         blocks.append(X)
         ys.append(y)
     return list(named), blocks, ys, [loss] * len(named)
+
+
+def _as_numbers(name: str, part: Any) -> Any:
+    if hasattr(part, "toarray"):
+        return part
+    try:
+        return np.asarray(part, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"`data` of task {name!r} holds what is no number ({error}); encode it") from error
 
 
 def _check_finite(name: str, X: Any) -> None:

@@ -7,11 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from taskloom.tasks import OptionError
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number, and not True or False."""
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
 class Delays(Protocol):
@@ -44,12 +49,14 @@ class OffsetDelays:
     slow: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.offset < np.inf:
+        if not is_number(self.offset) or not 0 <= self.offset < np.inf:
             raise OptionError(f"`offset`={self.offset!r}: need a time of 0 or more")
-        if not 0 <= self.jitter <= 1:
+        if not is_number(self.jitter) or not 0 <= self.jitter <= 1:
             raise OptionError(f"`jitter`={self.jitter!r}: need a share from 0 to 1")
+        if not isinstance(self.slow, Mapping):
+            raise OptionError(f"`slow`={self.slow!r}: need factors by site, such as {{'ward 3': 5}}")
         for name, factor in self.slow.items():
-            if not 0 < factor < np.inf:
+            if not is_number(factor) or not 0 < factor < np.inf:
                 raise OptionError(f"`slow`: the factor of {name!r} is {factor!r}; need a positive number")
 
     def draw(self, site: str, rng: np.random.Generator) -> float:
@@ -85,13 +92,21 @@ class Faults:
     def __post_init__(self) -> None:
         for name in ("loss", "duplication", "reordering"):
             share = getattr(self, name)
-            if not 0 <= share < 1:
+            if not is_number(share) or not 0 <= share < 1:
                 raise OptionError(f"`{name}`={share!r}: need a share from 0 to below 1")
-        if not 0 < self.patience < np.inf:
+        if not is_number(self.patience) or not 0 < self.patience < np.inf:
             raise OptionError(f"`patience`={self.patience!r}: need a positive time")
-        for site, (begin, end) in self.crashes.items():
+        if not isinstance(self.crashes, Mapping):
+            raise OptionError(f"`crashes`={self.crashes!r}: need (from, to) by site, such as {{'ward 3': (10, 20)}}")
+        for site, times in self.crashes.items():
+            if not isinstance(times, tuple | list) or len(times) != 2 or not all(map(is_number, times)):
+                raise OptionError(f"`crashes`: site {site!r} is down {times!r}; need (from, to)")
+            begin, end = times
             if not 0 <= begin < end:
                 raise OptionError(f"`crashes`: site {site!r} is down from {begin!r} to {end!r}; need 0 <= from < to")
+        for time in self.coordinator_crashes:
+            if not is_number(time) or not 0 <= time < np.inf:
+                raise OptionError(f"`coordinator_crashes`: {time!r} is no time; need a number of 0 or more")
 
 
 def check_sites(delays: Delays | None, faults: Faults, names: Iterable[str]) -> None:

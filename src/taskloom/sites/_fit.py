@@ -80,7 +80,7 @@ def fit(
         (True, (5, 3))
     """
     run = Settings(**settings)
-    chosen = get_method(method) if isinstance(method, str) else method
+    chosen = method if isinstance(method, Method) else get_method(method)
     sites = read_sites(data, LossOptions(loss, scale, fit_intercept), run.sites)
     carrier = _transport(transport, run)
     if run.withhold and chosen.local == "gradient" and run.step is None:
@@ -113,7 +113,7 @@ def _revive(session: Session, make: Callable[[], Coordinator], path: Path) -> No
 
 
 def _transport(given: str | Transport, run: Settings) -> Transport:
-    if not isinstance(given, str):
+    if not isinstance(given, str) and hasattr(given, "run"):
         return given
     if given not in TRANSPORTS:
         raise unknown("transport", given, TRANSPORTS)

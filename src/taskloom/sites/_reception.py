@@ -47,7 +47,7 @@ class Reception:
     def fail(self, name: str, reason: str) -> None:
         """A site has ended with an error."""
         self._waiting.discard(name)
-        self.session.failed[name] = reason
+        self.session.fail(name, reason)
 
     def is_waiting(self, name: str) -> bool:
         """Whether a site is owed an answer."""

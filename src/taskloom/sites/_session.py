@@ -174,9 +174,16 @@ class Session:
             self.callback(self)
         return coordinator.answers(now)
 
+    def fail(self, name: str, reason: str) -> None:
+        """A site has ended with an error, and is not waited for."""
+        self.failed[name] = reason
+        self.coordinator.lose(name)
+
     def replace(self, coordinator: Coordinator) -> None:
         """Go on with another coordinator, such as one that was loaded from a file."""
         self.coordinator = coordinator
+        for name in self.failed:
+            coordinator.lose(name)
         self._saved = self._looked = coordinator.version
 
     def _receive(self, message: Update, now: float) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from taskloom.sites._asynchronous import StepOptions
 from taskloom.sites._coordinator import StopRule
-from taskloom.sites._delays import Delays, Faults, OffsetDelays
+from taskloom.sites._delays import Delays, Faults, OffsetDelays, is_number
 from taskloom.sites._privacy import GaussianRelease
 from taskloom.sites._session import Observer
 from taskloom.tasks import OptionError
@@ -62,6 +62,10 @@ class RunSettings(TypedDict, total=False):
     withhold: bool
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
 @dataclass(frozen=True)
 class Settings:
     """The same as `RunSettings`, checked.
@@ -92,12 +96,20 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("max_updates", "max_rounds", "checkpoint_every", "look_every"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int | np.integer) or value < 1):
+            if value is not None and not (_is_whole(value) and value >= 1):
                 raise OptionError(f"`{name}`={value!r}: need a whole number of at least 1")
-        for name in ("tol", "gap"):
+        if not (_is_whole(self.seed) and self.seed >= 0):
+            raise OptionError(f"`seed`={self.seed!r}: need a whole number of 0 or more")
+        for name, least in (("tol", "0 or more"), ("gap", "0 or more"), ("step", "above 0"), ("unit", "above 0")):
             value = getattr(self, name)
-            if value is not None and not 0 <= value < np.inf:
-                raise OptionError(f"`{name}`={value!r}: need a number of 0 or more")
+            if value is not None and not (is_number(value) and 0 <= value < np.inf and (value > 0 or least == "0 or more")):
+                raise OptionError(f"`{name}`={value!r}: need a number {least}")
+        if self.relaxation is not None and not (is_number(self.relaxation) and 0 < self.relaxation < 2):
+            raise OptionError(f"`relaxation`={self.relaxation!r}: need a number above 0 and below 2")
+        if not isinstance(self.faults, Faults):
+            raise OptionError(f"`faults`={self.faults!r}: need Faults(...)")
+        if self.sites is not None and not isinstance(self.sites, Mapping):
+            raise OptionError(f"`sites`={self.sites!r}: need the names of the tasks by site, such as {{'ward': ['a', 'b']}}")
         if self.callback is not None and not callable(self.callback):
             raise OptionError(f"`callback`={self.callback!r}: need something to call with the session")
         _ = self.steps, self.law
@@ -116,7 +128,9 @@ class Settings:
     def law(self) -> Delays | None:
         """Of the trips."""
         given: Any = self.delays
-        if isinstance(given, int | float):
+        if is_number(given):
+            if not 0 <= given < np.inf:
+                raise OptionError(f"`delays`={given!r}: need a time of 0 or more, or a law with `draw(site, rng)`")
             return OffsetDelays(float(given))
         if given is not None and not hasattr(given, "draw"):
             raise OptionError(f"`delays`={given!r}: need a number, or a law with `draw(site, rng)` such as OffsetDelays")

@@ -75,7 +75,12 @@ class SimulatedTransport:
             if idle > MOST_IDLE:
                 if session.is_over:
                     return
-                raise FitError(f"no update came through in {MOST_IDLE} deliveries; lower `loss`, or raise `patience`")
+                down = [name for name, site in self.sites.items() if site is None]
+                who = f" (down: site {', '.join(down)})" if down else ""
+                raise FitError(
+                    f"no update came through in {MOST_IDLE} deliveries{who}; lower `loss`, raise `patience`, "
+                    "or take a method that waits for nobody"
+                )
 
     def _at(self, time: float, event: Callable[[], None]) -> None:
         heapq.heappush(self._events, (time, next(self._count), event))

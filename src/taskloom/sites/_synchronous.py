@@ -95,11 +95,12 @@ class SynchronousCoordinator(Coordinator):
         self.W = new
         self.arrived.clear()
         self.epoch += 1
-        self._check_over(self.sites)
+        self._check_over(self.sites, self.version)
 
     def _due(self, waiting: list[str]) -> list[str]:
         """Nobody before all have joined; then those that have not yet reported in this round."""
-        if any(site.sequence < 0 for site in self.sites.values()):
+        is_blind = self.steps.step is None and np.isnan(self.curvature).any()
+        if is_blind or any(site.sequence < 0 for site in self.sites.values()):
             return []
         return [name for name in waiting if name not in self.arrived]
 

@@ -16,7 +16,6 @@ import taskloom.linear
 import taskloom.sites  # noqa: F401
 from taskloom.study._compare import RecipeInfo, Summary, Verdict
 from taskloom.study._demo import DEMO_RECIPES, DEMO_TARGET, demo_data, save_csv
-from taskloom.study._files import check_folder, write_file
 from taskloom.study._model import Model, fit_model, load_model
 from taskloom.study._options import StudyOptions
 from taskloom.study._report import results_schema
@@ -35,7 +34,6 @@ __all__ = [
     "Summary",
     "Unit",
     "Verdict",
-    "check_folder",
     "demo_data",
     "fit_model",
     "holm",
@@ -44,7 +42,6 @@ __all__ = [
     "results_schema",
     "save_csv",
     "study",
-    "write_file",
 ]
 
 

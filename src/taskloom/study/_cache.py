@@ -13,10 +13,9 @@ from typing import Any
 import torch
 
 import taskloom
-from taskloom.study._files import check_folder, write_file
 from taskloom.study._options import StudyOptions
 from taskloom.study._unit import Unit
-from taskloom.tasks import Recipe
+from taskloom.tasks import Recipe, check_folder, write_file
 
 _NUMERIC_LIBRARIES = ("numpy", "scipy", "scikit-learn", "torch", "lightning-fabric")
 

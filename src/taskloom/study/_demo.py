@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from taskloom.study._files import write_file
-from taskloom.tasks import TaskData, load_diabetes_tasks
+from taskloom.tasks import TaskData, load_diabetes_tasks, write_file
 
 DEMO_RECIPES = ("ridge", "single", "joint")
 DEMO_TARGET = "progression"

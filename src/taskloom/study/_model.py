@@ -19,7 +19,6 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from taskloom.deep import NetFactory, NetPredictor
-from taskloom.study._files import check_folder, write_file
 from taskloom.study._options import StudyOptions, seed_list
 from taskloom.study._unit import one_thread, score_tasks
 from taskloom.tasks import (
@@ -35,11 +34,13 @@ from taskloom.tasks import (
     TaskData,
     canonical,
     check_finite,
+    check_folder,
     get_predictor,
     get_recipe,
     read_rows,
     split_rows,
     unknown,
+    write_file,
 )
 
 MODEL_FORMAT = "taskloom-model"

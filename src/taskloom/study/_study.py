@@ -17,14 +17,13 @@ from rich.table import Table
 
 from taskloom.study._cache import UnitCache
 from taskloom.study._compare import RecipeInfo
-from taskloom.study._files import write_file
 from taskloom.study._options import StudyOptions, seed_list
 from taskloom.study._outcome import Outcome
 from taskloom.study._progress import progress_bar
 from taskloom.study._report import render_report
 from taskloom.study._tables import summary_table, verdict_table
 from taskloom.study._unit import Unit, run_unit
-from taskloom.tasks import DataError, OptionError, Recipe, TaskData, get_recipe, recipe_classes, split_rows
+from taskloom.tasks import DataError, OptionError, Recipe, TaskData, get_recipe, recipe_classes, split_rows, write_file
 
 MOST_ROWS = 60
 _ONE_FIT_A_PROCESS = threading.Lock()

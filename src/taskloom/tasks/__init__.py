@@ -45,6 +45,7 @@ from taskloom.tasks._recipe import (
 from taskloom.tasks._split import Split, split_rows
 from taskloom.tasks._table import TableOptions, read_rows, read_table
 from taskloom.tasks._task import Task
+from taskloom.tasks._write import check_folder, write_file
 
 __all__ = [
     "Array",
@@ -71,6 +72,7 @@ __all__ = [
     "UnknownNameError",
     "canonical",
     "check_finite",
+    "check_folder",
     "get_metric",
     "get_predictor",
     "get_recipe",
@@ -85,4 +87,5 @@ __all__ = [
     "register_recipe",
     "split_rows",
     "unknown",
+    "write_file",
 ]

@@ -7,11 +7,16 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from taskloom.tasks import OutputError
+from taskloom.tasks._errors import OutputError
 
 
-def write_file(path: Path, content: str | bytes) -> None:
+def write_file(path: Path, content: str | bytes, *, sync: bool = False) -> None:
     """Write a file in one go; a kill at any moment leaves the old file or the new one.
+
+    Args:
+        path: of the file; its folder is made if need be.
+        content: text (UTF-8) or bytes.
+        sync: whether to wait until it is on the disk, so that not even a power cut takes it away.
 
     Raises:
         OutputError: it cannot be written.
@@ -19,12 +24,28 @@ def write_file(path: Path, content: str | bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
         raise OutputError(f"'{path}' cannot be written ({error.strerror or error}); choose another place") from error
+    if sync:
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    # The new name is on the disk when the folder is; not every system opens folders.
+    with suppress(OSError):
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
 
 
 def check_folder(folder: Path) -> Path:
