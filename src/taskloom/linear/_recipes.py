@@ -93,7 +93,6 @@ class PenalizedRecipe(Recipe):
             relations={"cosine of coefficients": cosines(chosen.W)},
         )
 
-
     def solve(self, design: Design, labels: Labels, penalties: list[Penalty]) -> list[Solution]:
         """The optimum under each of some penalties, strongest first."""
         return solve_path(design, labels, penalties, _OPTIONS)
