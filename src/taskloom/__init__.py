@@ -17,7 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from taskloom import deep, linear, sites, tasks
+    from taskloom import deep, linear, relate, sites, tasks
     from taskloom.study import Model, Study, StudyOptions, fit_model, load_model, study
     from taskloom.tasks import (
         Recipe,
@@ -52,12 +52,13 @@ __all__ = [
     "read_table",
     "recipe_classes",
     "register_recipe",
+    "relate",
     "sites",
     "study",
     "tasks",
 ]
 
-_ROOMS = {"deep", "linear", "sites", "study", "tasks"}
+_ROOMS = {"deep", "linear", "relate", "sites", "study", "tasks"}
 _OF_STUDY = {"Model", "Study", "StudyOptions", "fit_model", "load_model"}
 
 

@@ -5,10 +5,12 @@ task), by default a `SharedBottom` that `MLP` makes. `fit_singles` trains one ne
 takes care of missing labels, of tasks of uneven size, of early stopping, and of checkpoints that resume to the bit; it runs on
 lightning-fabric, so device and precision are options.
 
-How the losses of a batch move the weights is an `UpdateStep`: `SumStep` is the plain sum, `AdaTaskStep` gives each task its own
-adaptive learning rate, `AggregatedStep` joins the tasks' gradients by an aggregator such as those of torchjd,
-`FeaturewiseStep` does so at the features that they share. `AdaTaskAdam` and its kin are torch optimizers of their own, for any
-training loop. `SingleRecipe`, `JointRecipe`, `AdaTaskRecipe` and others bring them into a study.
+How the losses of a batch move the weights is an `UpdateStep`: `SumStep` is the plain sum, `AdaTaskStep` gives each task its
+own adaptive learning rate, `AggregatedStep` joins the tasks' gradients by an aggregator such as those of torchjd,
+`FeaturewiseStep` does so at the features that they share. `SelectiveGroups` groups tasks while they train and updates group
+by group; `RepeatedStep`, `RandomGroups`, `Singletons`, `FixedGroups` and `CycledGroups` are there to hold it against.
+`AdaTaskAdam` and its kin are torch optimizers of their own, for any training loop. `SingleRecipe`, `JointRecipe`,
+`AdaTaskRecipe` and others bring them into a study.
 """
 
 from taskloom.deep._adatask import AdaTaskAdagrad, AdaTaskAdam, AdaTaskAdamW, AdaTaskLite, AdaTaskRMSprop
@@ -29,14 +31,19 @@ from taskloom.deep._dominance import DominanceMeter
 from taskloom.deep._dominance_layers import DominanceRow
 from taskloom.deep._featurewise_step import FeaturewiseStep
 from taskloom.deep._fit import NetFit, SingleFits, fit, fit_singles
+from taskloom.deep._group_controls import CycledGroups, FixedGroups, RandomGroups, RepeatedStep, Singletons
+from taskloom.deep._group_passes import GroupPasses, StepCosts
+from taskloom.deep._group_step import GroupStep
 from taskloom.deep._nets import MLP, NetFactory, SharedBottom
 from taskloom.deep._options import FitOptions
 from taskloom.deep._predictor import NetPredictor
 from taskloom.deep._recipes import JointRecipe, SingleRecipe
 from taskloom.deep._scalarized_recipes import DWARecipe, FAMORecipe, ScalarizedRecipe, UWRecipe
 from taskloom.deep._scalarized_step import ScalarizedStep
+from taskloom.deep._selective import Selection, SelectiveGroups, SelectiveOptions
 from taskloom.deep._stacked import StackedNets
 from taskloom.deep._task_gradients import AdaTaskStep, AggregatedStep, TaskGradientStep
+from taskloom.deep._task_groups import group_tasks
 from taskloom.deep._update import SumStep, UpdateStep
 
 __all__ = [
@@ -52,6 +59,7 @@ __all__ = [
     "AggregatedStep",
     "AlignedMTLRecipe",
     "CAGradRecipe",
+    "CycledGroups",
     "DWARecipe",
     "DominanceMeter",
     "DominanceRow",
@@ -59,6 +67,9 @@ __all__ = [
     "FairGradRecipe",
     "FeaturewiseStep",
     "FitOptions",
+    "FixedGroups",
+    "GroupPasses",
+    "GroupStep",
     "IMTLGRecipe",
     "Joining",
     "JointRecipe",
@@ -69,12 +80,19 @@ __all__ = [
     "NetFit",
     "NetPredictor",
     "PCGradRecipe",
+    "RandomGroups",
+    "RepeatedStep",
     "ScalarizedRecipe",
     "ScalarizedStep",
+    "Selection",
+    "SelectiveGroups",
+    "SelectiveOptions",
     "SharedBottom",
     "SingleFits",
     "SingleRecipe",
+    "Singletons",
     "StackedNets",
+    "StepCosts",
     "SumStep",
     "TaskGradientStep",
     "UPGradRecipe",
@@ -82,4 +100,5 @@ __all__ = [
     "UpdateStep",
     "fit",
     "fit_singles",
+    "group_tasks",
 ]

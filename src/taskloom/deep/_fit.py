@@ -273,7 +273,9 @@ def _joint_feed(train: TaskTensors, validation: TaskTensors, options: FitOptions
     dealer = RowDealer(train.pools(), options.batch_size, seed)
     # Only labelled rows are dealt to a task that owns its rows.
     losses, look = TaskLosses(tasks, complete=True), TaskLosses(tasks)
-    return Feed(lambda step, _: train.own(dealer.rows(step)), lambda _: validation.all_own(), losses, look, judge)
+    return Feed(
+        lambda step, _: train.own(dealer.rows(step)), lambda _: validation.all_own(), losses, look, judge, own_rows=True
+    )
 
 
 def _origin(train: TaskData, validation: TaskData, options: FitOptions, seed: int) -> str:

@@ -40,6 +40,7 @@ class Feed:
         losses: of training outputs (K, B, C) and labels (K, B).
         look: of validation outputs and labels.
         judge: maps validation losses (K,) to the criteria (R,) of early stopping.
+        own_rows: rows (K, B, ...) of a batch belong to a task each, and some tasks' can go through the net without the others.
     """
 
     train: Callable[[int, Tensor | None], Batch]
@@ -47,6 +48,7 @@ class Feed:
     losses: TaskLosses
     look: TaskLosses
     judge: Callable[[Tensor], Tensor]
+    own_rows: bool = False
 
 
 class FitLoop:
@@ -72,9 +74,11 @@ class FitLoop:
 
     def __init__(self, module: nn.Module, update: UpdateStep, feed: Feed, options: FitOptions, origin: str = "") -> None:
         self.module, self.update, self.feed, self.options, self.origin = module, update, feed, options, origin
-        self.update.all_present = feed.losses.complete
+        self.update.all_present, self.update.own_rows = feed.losses.complete, feed.own_rows
         # The layouts that the loop wraps around a net carry no hooks of anyone's: they are run without the checks for them.
-        self._forward = module.forward if isinstance(module, SharedRowsNet | OwnRowsNet | StackedNets) else module
+        self._forward: Callable[..., Tensor] = (
+            module.forward if isinstance(module, SharedRowsNet | OwnRowsNet | StackedNets) else module
+        )
         self.step = 0
         # Nets side by side that still train, once enough of them have stopped; None: all.
         self.chosen: Tensor | None = None
@@ -120,8 +124,12 @@ class FitLoop:
         """(R,) which units diverged without ever getting better than their initial weights."""
         return ~self.curve[-1][1].isfinite() & ~(self.best_criteria < self.curve[0][1].nan_to_num(torch.inf))
 
-    def _losses(self, x: Tensor, labels: Tensor) -> Tensor:
-        return self.train_losses.means(self._forward(x), labels)
+    def _losses(self, x: Tensor, labels: Tensor, tasks: list[int] | None = None) -> Tensor:
+        """Losses (K,) of a batch; with own rows, of some tasks alone if a step wants no more, and NaN for the others."""
+        if tasks is None or len(tasks) == len(labels):
+            return self.train_losses.means(self._forward(x), labels)
+        means = self.train_losses.take(tasks).means(self._forward(x[tasks], tasks), labels[tasks])
+        return means.new_full((len(labels),), torch.nan).index_copy(0, torch.tensor(tasks, device=means.device), means)
 
     def _narrow_if_worth(self) -> None:
         """Leave nets that have stopped out of the product when they are a quarter of it: they would cost time for nothing."""

@@ -107,8 +107,14 @@ class OutputColumns:
         picked = outputs[:, self.index.to(outputs.device)].movedim(1, 0)
         return picked.masked_fill(self.is_padding.to(outputs.device).unsqueeze(1), -torch.inf)
 
-    def own(self, outputs: Tensor) -> Tensor:
-        """Outputs (K, B, D) of own rows as (K, B, C): of all columns only those of the task that owns the row."""
-        index = self.index.to(outputs.device).unsqueeze(1).expand(-1, outputs.shape[1], -1)
-        padding = self.is_padding.to(outputs.device).unsqueeze(1)
+    def own(self, outputs: Tensor, tasks: Sequence[int] | None = None) -> Tensor:
+        """Outputs (K, B, D) of own rows as (K, B, C): of all columns only those of the task that owns the row.
+
+        Args:
+            outputs: of the net.
+            tasks: numbers of the K tasks that own the rows; None: all tasks.
+        """
+        chosen = slice(None) if tasks is None else list(tasks)
+        index = self.index[chosen].to(outputs.device).unsqueeze(1).expand(-1, outputs.shape[1], -1)
+        padding = self.is_padding[chosen].to(outputs.device).unsqueeze(1)
         return outputs.gather(2, index).masked_fill(padding, -torch.inf)

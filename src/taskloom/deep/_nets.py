@@ -59,9 +59,17 @@ class SharedBottom(nn.Module):
         # One product for all heads: K small ones cost K kernel starts forward and 2K backward.
         return functional.linear(self.encoder(x), *self._packed_heads(torch.cat))
 
-    def forward_own(self, x: Tensor) -> Tensor:
-        """Outputs (K, B, C) for rows (K, B, d) of which each K-slice belongs to one task; all tasks have C outputs."""
-        return _stacked_linear(self.encoder(x), *self._packed_heads(torch.stack))
+    def forward_own(self, x: Tensor, tasks: Sequence[int] | None = None) -> Tensor:
+        """Outputs (K, B, C) for rows (K, B, d) of which each K-slice belongs to one task; all tasks have C outputs.
+
+        Args:
+            x: rows.
+            tasks: numbers of the K tasks that the rows belong to; None: all tasks of the net.
+        """
+        weight, bias = self._packed_heads(torch.stack)
+        if tasks is not None:
+            weight, bias = weight[list(tasks)], bias[list(tasks)]
+        return _stacked_linear(self.encoder(x), weight, bias)
 
     def forward_stacked(self, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Outputs (M, B, D) of M nets of this shape side by side, for rows (M, B, d).
@@ -140,12 +148,12 @@ class OwnRowsNet(nn.Module):
         self.net, self.columns = net, OutputColumns(tasks)
         self.is_fast = isinstance(net, SharedBottom) and net.equal_widths
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Outputs (K, B, C), each row's for the task that owns it."""
+    def forward(self, x: Tensor, tasks: Sequence[int] | None = None) -> Tensor:
+        """Outputs (K, B, C), each row's for the task that owns it; `tasks` are the owners' numbers, None: all tasks."""
         if self.is_fast and isinstance(self.net, SharedBottom):
-            return self.net.forward_own(x)
+            return self.net.forward_own(x, tasks)
         outputs = self.net(x.flatten(0, 1))
-        return self.columns.own(outputs.unflatten(0, x.shape[:2]))
+        return self.columns.own(outputs.unflatten(0, x.shape[:2]), tasks)
 
 
 def check_outputs(net: nn.Module, shape: tuple[int, ...], tasks: Sequence[Task]) -> None:

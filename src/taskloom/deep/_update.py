@@ -23,9 +23,12 @@ class UpdateStep(ABC):
 
     Attributes:
         all_present: set by the loop where no label is missing, so that no task can be absent from a batch.
+        own_rows: set by the loop where each task has rows of its own. A closure may then be called with a list of task numbers:
+            only these tasks' rows go through the net, and the losses of the others are NaN.
     """
 
     all_present: bool = False
+    own_rows: bool = False
 
     def meet(self, net: nn.Module) -> None:  # noqa: B027
         """What `fit` shows the net to, before the first step; a step that works on a part of the net finds it here.
@@ -35,11 +38,12 @@ class UpdateStep(ABC):
         """
 
     @abstractmethod
-    def step(self, closure: Callable[[], Tensor]) -> Tensor:
+    def step(self, closure: Callable[..., Tensor]) -> Tensor:
         """Move the weights once.
 
         Args:
-            closure: a forward pass that gives the losses (K,) of the batch, NaN for a task without labels in it.
+            closure: called without arguments, a forward pass that gives the losses (K,) of the batch, NaN for a task
+                without labels in it.
 
         Returns:
             The losses (K,) before the step, detached.

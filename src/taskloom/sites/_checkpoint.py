@@ -110,12 +110,7 @@ def revive_coordinator(coordinator: Coordinator, path: str | Path) -> None:
     """
     load_coordinator(coordinator, path)
     coordinator.epoch += EPOCHS_OF_A_LIFE
-    rule, sites = coordinator.rule, coordinator.sites.values()
-    spent = rule.max_rounds is not None and all(site.updates >= rule.max_rounds for site in sites)
-    coordinator.is_over = coordinator.converged or spent or coordinator.version >= rule.max_updates
-    if not coordinator.is_over:
-        for site in sites:
-            site.intercepts = None
+    coordinator.recheck()
     save_coordinator(coordinator, path)
 
 

@@ -159,6 +159,16 @@ class Coordinator(ABC):
         """End the run: every site is told with its next answer."""
         self.is_over = True
 
+    def recheck(self) -> None:
+        """Take nothing for settled: data, tolerance and limits may be others than when the state was saved."""
+        rounds, sites = self.rule.max_rounds, self.sites.values()
+        spent = rounds is not None and all(site.updates >= rounds for site in sites)
+        self.converged, self.is_over = False, spent or self.version >= self.rule.max_updates
+        self._quiet, self._quiet_from = set(), self.version + 1
+        for site in sites:
+            site.residual = np.nan
+            site.intercepts = site.intercepts if self.is_over else None
+
     def lose(self, name: str) -> None:
         """Wait no longer for a site, unless it joins again: the run ends, unconverged, when the others have settled."""
         self.lost.add(name)

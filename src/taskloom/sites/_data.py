@@ -143,7 +143,11 @@ def _of_tasks(data: TaskData, options: LossOptions) -> Read:
 def _of_pairs(data: TaskPairs, options: LossOptions) -> Read:
     if not isinstance(data, Iterable):
         raise DataError(f"`data` is {type(data).__name__}; need TaskData, or (X, y) of each task, in order or by name")
-    named = dict(data) if isinstance(data, Mapping) else {f"task {t + 1}": pair for t, pair in enumerate(data)}
+    named = (
+        {str(name): pair for name, pair in data.items()}
+        if isinstance(data, Mapping)
+        else {f"task {t + 1}": pair for t, pair in enumerate(data)}
+    )
     if not named:
         raise DataError("`data` is empty; give (X, y) of at least one task")
     loss = get_loss("squared" if options.loss == "auto" else options.loss)

@@ -102,7 +102,11 @@ def fit(
         carrier.revive = partial(_revive, make=make, path=path)
     carrier.run(session, site_makers(sites, chosen, run.release, withhold=run.withhold))
     session.close()
-    return _result(session, sites, method if isinstance(method, str) else "own")
+    result = _result(session, sites, method if isinstance(method, str) else "own")
+    if run.withhold and fit_intercept:
+        result.intercepts[:] = np.nan
+        result.notes.append("intercepts were withheld: each site has its own")
+    return result
 
 
 def _revive(session: Session, make: Callable[[], Coordinator], path: Path) -> None:
@@ -133,7 +137,12 @@ def _result(session: Session, sites: SiteData, method: str) -> SitesResult:
     message = coordinator.verdict()
     if coordinator.converged and recorder.gap is not None and recorder.looks:
         last = recorder.looks[-1].certificate
-        message = message if last is None else f"converged: relative gap {last.relative:.1e} (asked {recorder.gap:g})"
+        is_reached = last is not None and last.relative <= recorder.gap
+        message = (
+            message
+            if last is None or not is_reached
+            else f"converged: relative gap {last.relative:.1e} (asked {recorder.gap:g})"
+        )
     return SitesResult(
         W=np.array(coordinator.finish()),
         intercepts=intercepts,

@@ -45,7 +45,7 @@ class Answer:
     Attributes:
         site: to whom.
         sequence: of the message that it answers; any older answer is out of date.
-        epoch: rises when the step changes: columns worked out at another step are of no use.
+        epoch: rises when the step changes; in a synchronous run, with every round.
         version: how many updates the model has seen.
         columns: p (d, m); the final coefficients with `stop`.
         step: of the local step.

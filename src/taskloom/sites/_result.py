@@ -96,11 +96,13 @@ class SitesResult:
 
         Raises:
             UnknownNameError: there is no such task.
-            DataError: X has another number of features.
+            DataError: X has another number of features, or the task's intercept is not known.
         """
         if isinstance(task, str) and task not in self.tasks:
             raise unknown("task", task, self.tasks)
         t = self.tasks.index(task) if isinstance(task, str) else task
         if X.shape[1] != len(self.W):
             raise DataError(f"`X` has {X.shape[1]} features; the model has {len(self.W)}")
-        return X @ self.W[:, t] + np.nan_to_num(self.intercepts[t])
+        if np.isnan(self.intercepts[t]):
+            raise DataError(f"`task`={self.tasks[t]!r} has no intercept here: its site was gone at the end, or withheld it")
+        return X @ self.W[:, t] + self.intercepts[t]

@@ -29,7 +29,7 @@ class RunSettings(TypedDict, total=False):
         tol: the run ends when the fixed-point residual, relative to the norm of V, is below this and every site has reported
             since. It is seen from the coordinator: no bound on the distance from the optimum.
         gap: the run ends when the relative duality gap is below this. Only where all rows are at hand, as they are here.
-        seed: of delays, faults and noise.
+        seed: of delays and faults.
         callback: called with the `Session` after every batch of messages; its `coordinator.stop()` ends the run.
         step: gamma, in place of the method's own.
         relaxation: greatest relaxation eta, in place of the method's own.
@@ -38,7 +38,8 @@ class RunSettings(TypedDict, total=False):
         checkpoint: file that the coordinator is saved to; where it is there already, the run goes on from it.
         checkpoint_every: updates between two saves.
         look_every: updates between two looks at the model for the history; default one of each site.
-        release: what becomes of columns before they leave a site: see `GaussianRelease`; each site has noise of its own.
+        release: what becomes of columns before they leave a site: see `GaussianRelease`; each site has noise of its own. Such a
+            run ends by `max_rounds`, `max_updates` or `gap`, never by `tol`.
         withhold: whether curvatures and intercepts stay at the sites: see `Withheld`. For `local-prox`, or with `step`.
     """
 
@@ -121,8 +122,8 @@ class Settings:
 
     @property
     def rule(self) -> StopRule:
-        """When it is over."""
-        return StopRule(self.tol, self.max_updates, self.max_rounds)
+        """When it is over; clipped or blurred columns that stand still say nothing of the optimum."""
+        return StopRule(self.tol if self.release is None else 0.0, self.max_updates, self.max_rounds)
 
     @property
     def law(self) -> Delays | None:

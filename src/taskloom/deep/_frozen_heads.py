@@ -1,0 +1,215 @@
+"""Which weights belong to one task alone, and how they are kept still while other tasks are updated.
+
+Letters: K tasks, P parameters.
+
+An optimizer with momentum or weight decay moves a weight whose gradient is zero. Heads of tasks that are not in an update must
+not move: their gradient is taken away, by which every torch optimizer leaves them alone. Where tasks have rows of one
+parameter (one linear layer for all outputs), it moves and what is not active is put back after the step, its optimizer's
+state with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from taskloom.deep._group_parallel import greatest
+
+T = TypeVar("T")
+_NOBODY, _SHARED = -1, -2
+
+
+class TaskHeads:
+    """The heads of K tasks among the parameters of an optimizer, found by gradients.
+
+    A parameter of which some number is moved by two tasks is shared. Of the others, one that a single task moves is that task's
+    head. One that several tasks move, each other numbers of it, is split between them, by rows if every row has one owner.
+    Gradients of a task are looked at where it is seen for the first time, in a pass of its own back through the graph.
+
+    Args:
+        parameters: P of them.
+        n_tasks: K.
+        group: of processes that must agree.
+
+    Examples:
+        >>> trunk, left, right = (torch.ones(2, requires_grad=True) for _ in range(3))
+        >>> heads = TaskHeads([trunk, left, right], 2)
+        >>> heads.look([(trunk * left).sum(), (trunk * right).sum()], [0, 1])
+        >>> heads.owners
+        [-2, 0, 1]
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], n_tasks: int, group: Any = None) -> None:
+        self.parameters, self.n_tasks, self.group = list(parameters), n_tasks, group
+        self.seen: list[int] = []
+        # Who moves each number of a parameter; None once it is known to be shared.
+        self._movers: list[Tensor | None] = [
+            torch.full(weight.shape, _NOBODY, dtype=torch.int16, device=weight.device) for weight in self.parameters
+        ]
+        self.owners: list[int] = [_NOBODY] * len(self.parameters)
+        self.split: dict[int, Tensor] = {}
+        self._masks: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+
+    def unseen(self, present: Sequence[int]) -> list[int]:
+        """Tasks of those that have not been looked at yet."""
+        return [k for k in present if k not in self.seen]
+
+    def look(self, losses: Sequence[Tensor], tasks: Sequence[int]) -> None:
+        """Find what the losses of some tasks move.
+
+        Args:
+            losses: K of them, with their graph, which is kept.
+            tasks: to look at.
+        """
+        for k in tasks:
+            here = losses[k].requires_grad and not bool(losses[k].detach().isnan())
+            grads = (
+                torch.autograd.grad(losses[k], self.parameters, retain_graph=True, allow_unused=True)
+                if here
+                else [None] * len(self.parameters)
+            )
+            self._note(k, grads)
+            self.seen.append(k)
+        self._settle()
+
+    def look_again(self, group: Sequence[int]) -> None:
+        """See whether the tasks of a group move what was not known to be theirs; after their backward pass.
+
+        Weights of zero in one place make gradients of zero in another, so that a first look may miss some.
+        """
+        doubtful = [
+            p
+            for p, (owner, weight) in enumerate(zip(self.owners, self.parameters, strict=True))
+            if owner != _SHARED and owner not in group and p not in self.split and weight.grad is not None
+        ]
+        if not doubtful and self.group is None:
+            return
+        flags = torch.zeros(len(self.parameters), device=self.parameters[0].device)
+        for p in doubtful:
+            grad = self.parameters[p].grad
+            flags[p] = 0.0 if grad is None else (grad != 0).any()
+        for p in greatest(flags, self.group).nonzero().squeeze(1).tolist():
+            is_first = self.owners[p] == _NOBODY and len(group) == 1
+            self.owners[p], self._movers[p] = (group[0], self._movers[p]) if is_first else (_SHARED, None)
+
+    def _note(self, k: int, grads: Sequence[Tensor | None]) -> None:
+        for p, grad in enumerate(grads):
+            movers = self._movers[p]
+            if movers is None or grad is None:
+                continue
+            is_moved = (grad.to_dense() if grad.is_sparse else grad) != 0
+            if bool((is_moved & (movers != _NOBODY) & (movers != k)).any()):
+                self._movers[p] = None
+            else:
+                movers[is_moved] = k
+
+    def _settle(self) -> None:
+        """Owners out of movers, the same on all processes."""
+        if not self.parameters:
+            return
+        device = self.parameters[0].device
+        self._masks.clear()
+        reached = torch.zeros(len(self.parameters), self.n_tasks + 1, device=device)
+        for p, movers in enumerate(self._movers):
+            if movers is None:
+                reached[p, self.n_tasks] = 1
+            else:
+                reached[p, movers[movers != _NOBODY].unique().long().to(device)] = 1
+        for p, row in enumerate(greatest(reached, self.group).bool().tolist()):
+            tasks = [k for k in range(self.n_tasks) if row[k]]
+            self.split.pop(p, None)
+            if row[-1] or (len(tasks) > 1 and not self._split(p)):
+                self.owners[p], self._movers[p] = _SHARED, None
+            else:
+                self.owners[p] = tasks[0] if len(tasks) == 1 else _NOBODY
+
+    def _split(self, p: int) -> bool:
+        """Share out the numbers of a parameter; False if processes find two owners for one."""
+        movers = self._movers[p]
+        if movers is None:
+            return False
+        low = torch.where(movers == _NOBODY, self.n_tasks, movers).to(torch.int32)
+        high, low = greatest(movers.to(torch.int32), self.group), -greatest(-low, self.group)
+        if bool(((high != _NOBODY) & (high != low)).any()):
+            return False
+        rows = high.flatten(1) if high.dim() > 1 else high.unsqueeze(1)
+        top = rows.amax(dim=1, keepdim=True)
+        is_even = bool(((rows == top) | (rows == _NOBODY)).all())
+        # Units that happen to be silent belong to whom the rest of their row belongs to.
+        self.split[p] = (top.expand_as(rows) if is_even else rows).reshape(high.shape).contiguous()
+        return True
+
+    def take_gradients(self, group: Sequence[int]) -> None:
+        """Take the gradients of heads that no task of the group owns, so that a step leaves them as they are."""
+        for p, owner in enumerate(self.owners):
+            if owner == _SHARED or owner in group or p in self.split:
+                continue
+            weight = self.parameters[p]
+            # Nobody's: the head of a task without labels so far, or something that has not begun to move.
+            if owner != _NOBODY or (weight.grad is not None and not bool((weight.grad != 0).any())):
+                weight.grad = None
+
+    def guarded(self, optimizer: Optimizer, group: Sequence[int], step: Callable[[], T]) -> T:
+        """Run a step of the optimizer, and put back what is not the group's in parameters that tasks split."""
+        if not self.split or len(group) == self.n_tasks:
+            return step()
+        stills = {p: self._still(p, tuple(group)) for p in self.split}
+        before = self._split_tensors(optimizer)
+        kept = [value * _like(stills[p], value) for (p, _), value in before.items()]
+        result = step()
+        with torch.no_grad():
+            flows = {p: 1 - still for p, still in stills.items()}
+            after = self._split_tensors(optimizer)
+            # State that the step has made anew begins with what is active.
+            for (p, _), value in after.items():
+                value.mul_(_like(flows[p], value))
+            for name, value in zip(before, kept, strict=True):
+                after[name].add_(value)
+        return result
+
+    def _still(self, p: int, group: tuple[int, ...]) -> Tensor:
+        """1 where a number of a split parameter is another task's and has no gradient, else 0."""
+        weight = self.parameters[p]
+        mask = self._masks.get((p, group))
+        if mask is None:
+            mask = torch.stack([self.split[p] != k for k in [*group, _NOBODY]]).all(dim=0).to(weight.dtype)
+            self._masks[p, group] = mask
+        # What the group does move was never one task's alone, such as a row of an embedding.
+        return mask if weight.grad is None else mask * (weight.grad == 0)
+
+    def _split_tensors(self, optimizer: Optimizer) -> dict[tuple[int, str], Tensor]:
+        """Split parameters, and the state of the same shape that an optimizer has of them."""
+        found: dict[tuple[int, str], Tensor] = {}
+        for p in self.split:
+            weight = self.parameters[p]
+            found[p, ""] = weight.detach()
+            for name, value in optimizer.state.get(weight, {}).items():
+                if isinstance(value, Tensor) and value.shape == weight.shape and weight.dim() > 0:
+                    found[p, name] = value
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Who owns what."""
+        return {
+            "seen": list(self.seen),
+            "owners": list(self.owners),
+            "split": {str(p): owners.clone() for p, owners in self.split.items()},
+            "movers": {str(p): movers.clone() for p, movers in enumerate(self._movers) if movers is not None},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+        devices = [weight.device for weight in self.parameters]
+        self.seen, self.owners = list(state["seen"]), list(state["owners"])
+        self._masks.clear()
+        self.split = {int(p): owners.to(devices[int(p)]).clone() for p, owners in state["split"].items()}
+        movers = {int(p): each.to(devices[int(p)]).clone() for p, each in state["movers"].items()}
+        self._movers = [movers.get(p) for p in range(len(devices))]
+
+
+def _like(mask: Tensor, value: Tensor) -> Tensor:
+    return mask if mask.dtype == value.dtype else mask.to(value.dtype)

@@ -1,0 +1,327 @@
+"""Update steps that update groups of tasks one after the other within a batch.
+
+Letters: K tasks, M groups of them, F cost of a forward pass of the net for all tasks' rows of a batch.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from taskloom.deep._adatask_parallel import group_of
+from taskloom.deep._adatask_step import AdaTaskOptimizer
+from taskloom.deep._common_randomness import CommonRandomness
+from taskloom.deep._frozen_heads import TaskHeads
+from taskloom.deep._graph import go_back
+from taskloom.deep._group_parallel import from_first, mean_losses
+from taskloom.deep._group_passes import GroupPasses, StepCosts, Tasks, check_scaler, count_tasks
+from taskloom.deep._update import UpdateStep
+from taskloom.tasks import Array, DataError, OptionError, unknown
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+# Losses by task in their order, NaN for one that is absent, or by name, None for one that is absent.
+Losses = Tensor | Mapping[Any, Tensor | None]
+# Batches in which it is looked again whether heads were found rightly.
+_LOOKS = 20
+_LOOK_EVERY = 50
+_DRAWS = 64
+
+
+@dataclass
+class _Batch:
+    """What is known of the batch at hand."""
+
+    # The losses as the closure gave them, with their graph; fresh while nothing has moved since.
+    losses: Tensor | list[Tensor | None] = field(default_factory=list)
+    values: Array = field(default_factory=lambda: np.empty(0))
+    is_fresh: bool = False
+    # (K,) who was absent from a pass for all tasks, and so is from the whole batch; None before there was one.
+    absent: Any = None
+    first: Tensor | None = None
+
+
+class GroupStep(UpdateStep):
+    """Groups of tasks updated one after the other on the same batch; what the groups are is up to the subclass.
+
+    A group's pass: the losses of all tasks with the weights as they are now, one backward pass of the sum of the group's, a
+    step of the optimizer. So there are M forward passes in a batch, M being the number of groups with a task that is present.
+    An AdaTask optimizer is handed the group's losses apart.
+
+    Args:
+        optimizer: of all weights.
+        fabric: that the net was set up with; None for none.
+        tasks: their number or their names; None: as many as the first losses.
+        passes: see `GroupPasses`.
+
+    Attributes:
+        costs: what it has cost so far; see `StepCosts`.
+
+    Raises:
+        OptionError: tasks that do not fit the optimizer's, a scaler beside a fabric, or an AdaTask optimizer in a fabric that
+            scales losses.
+    """
+
+    def __init__(self, optimizer: Optimizer, fabric: Fabric | None, tasks: Tasks, passes: GroupPasses) -> None:
+        self.optimizer, self.fabric, self.passes = optimizer, fabric, passes
+        self._inner = cast("Optimizer", getattr(optimizer, "optimizer", optimizer))
+        self._names = None if tasks is None or isinstance(tasks, int) else list(tasks)
+        self.n_tasks = count_tasks(tasks)
+        self._scaler = passes.scaler or getattr(getattr(getattr(fabric, "strategy", None), "precision", None), "scaler", None)
+        check_scaler(fabric, passes.scaler, self._scaler, self._inner)
+        self.own_rows = passes.own_rows
+        self._masks: dict[tuple[int, ...], Tensor] = {}
+        self.group = group_of(passes.data_parallel)
+        self._parameters = [weight for each in self._inner.param_groups for weight in each["params"] if weight.requires_grad]
+        self.randomness = CommonRandomness(self._parameters, enabled=passes.common_randomness)
+        self.heads: TaskHeads | None = None
+        self.costs = StepCosts()
+        self._draws: tuple[int, Array] | None = None
+        self._seed: int | None = None
+        if self.n_tasks is not None:
+            self._check_tasks(self.n_tasks)
+
+    def meet(self, net: nn.Module) -> None:
+        """Find the modules of the net that keep running statistics; without it they are found in the first pass."""
+        self.randomness.meet(net)
+
+    def step(self, closure: Callable[..., Losses]) -> Tensor:
+        """Update the groups of this batch one after the other.
+
+        Args:
+            closure: runs a forward pass of the batch with the weights as they are and gives the losses of the K tasks: a
+                vector (K,) with NaN for a task that is absent, or a mapping from names (or numbers) to scalars, None or left
+                out for one that is absent. It is called once for each group; with `own_rows` it is called with a list of task
+                numbers, or None for all. It must not draw the batch.
+
+        Returns:
+            The losses (K,) before the first update, detached.
+
+        Raises:
+            DataError: losses that do not fit the tasks.
+        """
+        self.randomness.begin()
+        batch = _Batch()
+        if self.n_tasks is None:
+            self._forward(closure, batch, None)
+            self._check_tasks(len(batch.losses))
+            self.n_tasks = len(batch.losses)
+        self._begin_batch()
+        for members in self._plan():
+            self._update(closure, batch, members)
+        self._end_batch(closure, batch)
+        self.costs.batches += 1
+        first = batch.first
+        return torch.full((self.n_tasks,), torch.nan) if first is None else first
+
+    @abstractmethod
+    def _plan(self) -> list[list[int]]:
+        """The groups of the next batch in the order of their updates."""
+
+    def _wants_all(self) -> bool:
+        """Whether the losses of all tasks are wanted of every pass, where each has rows of its own."""
+        return False
+
+    def _begin_batch(self) -> None:
+        """Before a batch, when the number of tasks is known."""
+
+    def _saw(self, values: Array, present: list[int]) -> None:
+        """Losses (K,) with the weights as they are now, the same on all processes, before these tasks are updated."""
+
+    def _before_update(self, losses: Tensor | list[Tensor | None], values: Array) -> None:
+        """Losses with their graph, before tasks are updated by them."""
+
+    def _updated(self, members: list[int]) -> None:
+        """The tasks that the weights were just moved by."""
+
+    def _end_batch(self, closure: Callable[..., Losses], batch: _Batch) -> None:
+        """After the last group."""
+
+    def _update(self, closure: Callable[..., Losses], batch: _Batch, members: list[int]) -> None:
+        if batch.absent is not None and batch.absent[members].all():
+            return
+        if not batch.is_fresh:
+            self._forward(closure, batch, None if not self.own_rows or self._wants_all() else members)
+        is_absent = np.isnan(batch.values)
+        present = [k for k in members if not is_absent[k]] if is_absent.any() else members
+        self._saw(batch.values, present)
+        if not present:
+            # With losses of all tasks at hand the next group needs no pass: nothing has moved.
+            batch.is_fresh = batch.absent is not None
+            return
+        self._find_heads(batch)
+        self._before_update(batch.losses, batch.values)
+        if self._move(batch.losses, present):
+            self._updated(present)
+        batch.is_fresh = False
+
+    def _forward(self, closure: Callable[..., Losses], batch: _Batch, members: list[int] | None) -> None:
+        def run() -> Losses:
+            return closure(members) if self.own_rows else closure()
+
+        # Passes of different rows have nothing to be compared by, and each row's statistics count.
+        found = self.randomness.run(run) if members is None else run()
+        batch.losses, vector = self._by_task(found)
+        vector = mean_losses(vector, self.group)
+        batch.values = vector.cpu().numpy().astype(np.float64)
+        if batch.first is None:
+            batch.first = vector
+        elif members is not None:
+            batch.first = torch.where(batch.first.isnan(), vector, batch.first)
+        batch.is_fresh = True
+        if members is None:
+            batch.absent = np.isnan(batch.values)
+        self.costs.forwards += 1 if members is None else len(members) / len(batch.losses)
+
+    def _by_task(self, found: Losses) -> tuple[Tensor | list[Tensor | None], Tensor]:
+        """The losses in the order of the tasks, and as one detached vector of at least 32 bits."""
+        if isinstance(found, Tensor):
+            if found.dim() != 1 or (self.n_tasks is not None and len(found) != self.n_tasks):
+                raise DataError(f"`closure` gave losses of shape {tuple(found.shape)}: give ({self.n_tasks or 'K'},)")
+            return found, _at_least_single(found.detach())
+        names: Sequence[Any] = self._names or range(self.n_tasks or len(found))
+        strange = next((name for name in found if name not in names), None)
+        if strange is not None:
+            raise unknown("task", str(strange), [str(name) for name in names])
+        losses = [found.get(name) for name in names]
+        known = next((loss for loss in losses if loss is not None), None)
+        if known is None:
+            return losses, torch.full((len(losses),), torch.nan)
+        values = [
+            torch.full((), torch.nan, device=known.device) if loss is None else loss.detach().reshape(()) for loss in losses
+        ]
+        return losses, torch.stack([_at_least_single(value.to(known.device)) for value in values])
+
+    def _find_heads(self, batch: _Batch) -> None:
+        if not self.passes.freeze_heads or self.n_tasks is None:
+            return
+        if self.heads is None:
+            self.heads = TaskHeads(self._parameters, self.n_tasks, self.group)
+        if len(self.heads.seen) == self.n_tasks:
+            return
+        unseen = self.heads.unseen([k for k, value in enumerate(batch.values) if not np.isnan(value)])
+        if unseen:
+            heads, losses = self.heads, [torch.tensor(torch.nan) if loss is None else loss for loss in batch.losses]
+            go_back(self.fabric, lambda: heads.look(losses, unseen))
+
+    def _move(self, losses: Tensor | list[Tensor | None], present: list[int]) -> bool:
+        """One step of the optimizer down the losses of the tasks; False if a scaler has skipped it."""
+        inner, scaler = self._inner, self._scaler
+        if isinstance(inner, AdaTaskOptimizer):
+            self.optimizer.zero_grad()
+            here = {inner.tasks[k]: loss for k in present if (loss := losses[k]) is not None}
+            scaled = here if scaler is None else {name: scaler.scale(loss) for name, loss in here.items()}
+            go_back(self.fabric, lambda: inner.backward(scaled))
+        else:
+            self.optimizer.zero_grad(set_to_none=self.passes.freeze_heads)
+            self._go_back(self._total(losses, present))
+        self.costs.backwards += len(present) / len(losses) if self.own_rows else 1
+        self.costs.updates += 1
+        if self.heads is None:
+            return self._step_optimizer()
+        if self.costs.batches < _LOOKS or self.costs.batches % _LOOK_EVERY == 0:
+            self.heads.look_again(present)
+        self.heads.take_gradients(present)
+        return self.heads.guarded(inner, present, self._step_optimizer)
+
+    def _total(self, losses: Tensor | list[Tensor | None], present: list[int]) -> Tensor | None:
+        """The sum of the losses of the tasks; a process whose batch lacks them takes part with zeros."""
+        if isinstance(losses, Tensor):
+            if len(present) == len(losses) and self.group is None:
+                return losses.sum()
+            mask = self._masks.get(tuple(present))
+            if mask is None:
+                mask = torch.zeros(len(losses), dtype=torch.bool, device=losses.device)
+                mask[present] = True
+                self._masks[tuple(present)] = mask
+            return torch.where(mask if self.group is None else mask & ~losses.isnan(), losses, 0.0).sum()
+        parts = [loss.reshape(()) for k in present if (loss := losses[k]) is not None]
+        if self.group is not None:
+            parts = [torch.where(part.isnan(), 0.0, part) for part in parts]
+        return torch.stack(parts).sum() if parts else None
+
+    def _go_back(self, total: Tensor | None) -> None:
+        if total is None:
+            return
+        if self.passes.scaler is not None:
+            self.passes.scaler.scale(total).backward()
+        elif self.fabric is not None:
+            self.fabric.backward(total)
+        else:
+            total.backward()
+
+    def _step_optimizer(self) -> bool:
+        if self._scaler is None:
+            self.optimizer.step()
+            return True
+        before = self._scaler.get_scale()
+        if self.passes.scaler is None:
+            self.optimizer.step()
+        else:
+            if isinstance(self._inner, AdaTaskOptimizer):
+                self._inner.unscale_(self._scaler)
+            self._scaler.step(self.optimizer)
+            self._scaler.update()
+        # A scaler that has skipped a step, and no other, lowers its scale.
+        return self._scaler.get_scale() >= before
+
+    def _drawn(self) -> Array:
+        """(2 K,) uniform numbers that follow from the seed and the number of the batch."""
+        n_tasks = self.n_tasks or 1
+        if self._seed is None:
+            device = self._parameters[0].device if self._parameters else torch.device("cpu")
+            self._seed = int(from_first(torch.tensor(self.passes.seed, device=device), self.group))
+        block, place = divmod(self.costs.batches, _DRAWS)
+        if self._draws is None or self._draws[0] != block:
+            self._draws = (block, np.random.default_rng([self._seed, block]).random((_DRAWS, 2 * n_tasks)))
+        return self._draws[1][place]
+
+    def _shuffled(self, groups: Sequence[list[int]]) -> list[list[int]]:
+        """The groups in the random order of this batch."""
+        return [groups[g] for g in self._drawn()[: len(groups)].argsort().tolist()]
+
+    def _named_sets(self, groups: Sequence[Sequence[int]]) -> list[set[Any]]:
+        names: Sequence[Any] = self._names or range(self.n_tasks or 0)
+        return [{names[k] for k in members} for members in groups]
+
+    def _check_tasks(self, n_tasks: int) -> None:
+        inner = self._inner
+        if isinstance(inner, AdaTaskOptimizer) and len(inner.tasks) != n_tasks:
+            raise OptionError(
+                f"`tasks`: {n_tasks} of them, but the optimizer knows {len(inner.tasks)} ({', '.join(inner.tasks)})"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer's state, who owns which weights, the costs; with an own scaler its state too."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "n_tasks": self.n_tasks,
+            "heads": None if self.heads is None else self.heads.state_dict(),
+            "costs": vars(self.costs).copy(),
+            "seed": self._seed,
+            "scaler": None if self.passes.scaler is None else self.passes.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict` of a step that was made with the same arguments."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.n_tasks, self._seed, self._draws = state["n_tasks"], state["seed"], None
+        self.costs, self.heads = StepCosts(**state["costs"]), None
+        if state["heads"] is not None and self.n_tasks is not None:
+            self.heads = TaskHeads(self._parameters, self.n_tasks, self.group)
+            self.heads.load_state_dict(state["heads"])
+        if state["scaler"] is not None and self.passes.scaler is not None:
+            self.passes.scaler.load_state_dict(state["scaler"])
+
+
+def _at_least_single(losses: Tensor) -> Tensor:
+    # Gains are of the size of 1e-3, and bfloat16 resolves no more than 4e-3.
+    return losses if losses.dtype == torch.float64 else losses.float()

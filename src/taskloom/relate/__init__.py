@@ -1,0 +1,55 @@
+"""Which tasks should learn together: how tasks relate, and the best groups under a budget.
+
+An `Affinity` is a K x K matrix with a direction (row = receiver, column = source). A measure makes one out of data and a net;
+`cluster` and `select` make `Groups` out of it:
+
+    affinity = labels(data)
+    groups = select(affinity, budget=3)
+
+`select` is exact up to 18 tasks, and says how far from the optimum it may be among its candidates beyond.
+"""
+
+from taskloom.relate._affinity import Affinity, Cost, as_affinity
+from taskloom.relate._cluster import cluster
+from taskloom.relate._datamap import datamap
+from taskloom.relate._divergence import divergence
+from taskloom.relate._gradtag import gradtag
+from taskloom.relate._gram import gram
+from taskloom.relate._groups import Groups
+from taskloom.relate._labels import labels
+from taskloom.relate._lookahead import lookahead
+from taskloom.relate._options import AffinityWarning, MeasureOptions
+from taskloom.relate._pictures import dendrogram, graph_picture, heat_map
+from taskloom.relate._samplewise import samplewise
+from taskloom.relate._samplewise_cosine import samplewise_cosine
+from taskloom.relate._select import select
+from taskloom.relate._surrogate import Surrogate, fit_surrogate
+from taskloom.relate._task2vec import task2vec
+from taskloom.relate._values import GroupGains, group_gains
+
+__all__ = [
+    "Affinity",
+    "AffinityWarning",
+    "Cost",
+    "GroupGains",
+    "Groups",
+    "MeasureOptions",
+    "Surrogate",
+    "as_affinity",
+    "cluster",
+    "datamap",
+    "dendrogram",
+    "divergence",
+    "fit_surrogate",
+    "gradtag",
+    "gram",
+    "graph_picture",
+    "group_gains",
+    "heat_map",
+    "labels",
+    "lookahead",
+    "samplewise",
+    "samplewise_cosine",
+    "select",
+    "task2vec",
+]

@@ -1,0 +1,233 @@
+"""How K tasks relate: a matrix with a direction, a sign convention, and what it cost.
+
+Letters: K tasks, A (K, K) affinity, row = receiver, column = source.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as save_arrays
+
+from taskloom.tasks import Array, DataError, unknown, write_file
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+FORMAT, VERSION = "taskloom affinity", 1
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a measure took, in passes over one row of one net: a forward pass is 1, a backward pass 2 units of work.
+
+    Attributes:
+        forwards: rows passed forward.
+        backwards: rows passed backward, for each loss.
+        seconds: of the clock.
+        trainings: nets trained to their end.
+
+    Examples:
+        >>> (Cost(forwards=10) + Cost(backwards=5, seconds=1.0)).units
+        20
+    """
+
+    forwards: int = 0
+    backwards: int = 0
+    seconds: float = 0.0
+    trainings: int = 0
+
+    @property
+    def units(self) -> int:
+        """Forward passes that it amounts to."""
+        return self.forwards + 2 * self.backwards
+
+    def __add__(self, other: Cost) -> Cost:
+        """Of both."""
+        return Cost(
+            self.forwards + other.forwards,
+            self.backwards + other.backwards,
+            self.seconds + other.seconds,
+            self.trainings + other.trainings,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Affinity:
+    """How much task j (column, the source) helps task i (row, the receiver), as a measure sees it.
+
+    Attributes:
+        values: (K, K), NaN where nothing is known; the diagonal plays no part unless `has_own`.
+        tasks: K names.
+        measure: that gave it.
+        higher_is_better: False for distances.
+        has_own: whether the diagonal is a task's gain on its own.
+        zero: the value at which learning together neither helps nor hurts; None where only the order means something.
+        cost: of the measure.
+        stability: correlation of the off-diagonal values measured on two halves of the data; NaN where that was not done.
+        notes: what its reader should know.
+
+    Raises:
+        DataError: values that are no (K, K) matrix of the K tasks, infinite, or names that are not unique.
+
+    Examples:
+        >>> affinity = Affinity(np.array([[0.0, 0.4], [0.2, 0.0]]), ["sun", "rain"], "labels")
+        >>> affinity["sun", "rain"], affinity.is_symmetric
+        (0.4, False)
+    """
+
+    values: Array
+    tasks: Sequence[str]
+    measure: str = "own"
+    higher_is_better: bool = True
+    has_own: bool = False
+    zero: float | None = None
+    cost: Cost = field(default_factory=Cost)
+    stability: float = np.nan
+    notes: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        values = np.asarray(self.values, dtype=np.float64)
+        tasks, K = [str(name) for name in self.tasks], len(self.tasks)
+        if values.shape != (K, K) or not K:
+            raise DataError(f"`values` has shape {values.shape} for {K} tasks; need (K, K), row = receiver, column = source")
+        if np.isinf(values).any():
+            i, j = np.argwhere(np.isinf(values))[0]
+            raise DataError(f"`values` of {tasks[i]!r} from {tasks[j]!r} is infinite; use NaN where nothing is known")
+        twice = next((name for name in tasks if tasks.count(name) > 1), None)
+        if twice is not None:
+            raise DataError(f"`tasks` names {twice!r} twice; give each task a name of its own")
+        object.__setattr__(self, "values", values)
+        object.__setattr__(self, "tasks", tasks)
+
+    def __getitem__(self, pair: tuple[str, str]) -> float:
+        """Of a receiver and a source, by name."""
+        for name in pair:
+            if name not in self.tasks:
+                raise unknown("task", name, self.tasks)
+        return float(self.values[self.tasks.index(pair[0]), self.tasks.index(pair[1])])
+
+    @property
+    def n_tasks(self) -> int:
+        """K."""
+        return len(self.tasks)
+
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether direction makes no difference."""
+        off = ~np.eye(self.n_tasks, dtype=bool)
+        return bool(np.allclose(self.values[off], self.values.T[off], equal_nan=True))
+
+    @property
+    def gains(self) -> Array:
+        """(K, K), larger is better, whatever the measure's own sign."""
+        return self.values if self.higher_is_better else -self.values
+
+    @property
+    def off_diagonal(self) -> Array:
+        """(K (K - 1),) values of pairs of two tasks, row by row."""
+        return self.values[~np.eye(self.n_tasks, dtype=bool)]
+
+    def similarity(self) -> Array:
+        """(K, K) symmetric, from 0 to 1, 1 on the diagonal: weights of a graph, or what a clusterer takes.
+
+        Distances a become exp(-a / median); other values are averaged over both directions and scaled so that the least is 0
+        and the greatest 1, pairs that are not known count as the least. Constant values give 1 everywhere.
+        """
+        filled = np.where(np.isnan(self.values), self.values.T, self.values)
+        both = (filled + filled.T) / 2
+        off = ~np.eye(self.n_tasks, dtype=bool)
+        known = both[off & ~np.isnan(both)]
+        out = np.ones_like(both)
+        if not len(known) or known.max() == known.min():
+            return out
+        if not self.higher_is_better and known.min() >= 0 and np.median(known) > 0:
+            out[off] = np.exp(-both[off] / np.median(known))
+        else:
+            gains = both if self.higher_is_better else -both
+            low, high = np.nanmin(gains[off]), np.nanmax(gains[off])
+            out[off] = (gains[off] - low) / (high - low)
+        return np.nan_to_num(out, nan=0.0)
+
+    def agreement(self, other: Affinity) -> float:
+        """Correlation of the gains of the pairs that both know; NaN where one is constant.
+
+        Raises:
+            DataError: it is of other tasks.
+        """
+        if list(other.tasks) != list(self.tasks):
+            raise DataError(f"`other` is of tasks {', '.join(other.tasks)}; need {', '.join(self.tasks)}")
+        off = ~np.eye(self.n_tasks, dtype=bool) & ~np.isnan(self.values) & ~np.isnan(other.values)
+        mine, theirs = self.gains[off], other.gains[off]
+        if len(mine) < 2 or mine.std() == 0 or theirs.std() == 0:
+            return np.nan
+        return float(np.corrcoef(mine, theirs)[0, 1])
+
+    def with_stability(self, stability: float) -> Affinity:
+        """The same with its stability known."""
+        return replace(self, stability=stability)
+
+    def save(self, path: str | Path) -> None:
+        """Write it to one safetensors file, with the rest as JSON in its head.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        head = {
+            "tasks": list(self.tasks),
+            "measure": self.measure,
+            "higher_is_better": self.higher_is_better,
+            "has_own": self.has_own,
+            "zero": self.zero,
+            "cost": vars(self.cost),
+            "stability": None if np.isnan(self.stability) else self.stability,
+            "notes": list(self.notes),
+        }
+        metadata = {"format": FORMAT, "version": str(VERSION), "head": json.dumps(head)}
+        write_file(Path(path), save_arrays({"values": np.ascontiguousarray(self.values)}, metadata))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Affinity:
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: there is no such file, or it is none of these.
+        """
+        try:
+            with safe_open(Path(path), framework="numpy") as file:
+                metadata, values = file.metadata() or {}, file.get_tensor("values")
+            head: dict[str, Any] = json.loads(metadata["head"])
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise DataError(
+                f"`path`='{path}' is no saved affinity ({error}); give a file that `Affinity.save` wrote"
+            ) from error
+        if metadata.get("format") != FORMAT or metadata.get("version") != str(VERSION):
+            raise DataError(f"`path`='{path}' is no affinity of version {VERSION}; measure it anew with this taskloom")
+        head["cost"], stability = Cost(**head["cost"]), head.pop("stability")
+        return cls(values, stability=np.nan if stability is None else stability, **head)
+
+    def plot(self) -> go.Figure:
+        """A heat map, tasks that are alike beside each other."""
+        from taskloom.relate._pictures import heat_map
+
+        return heat_map(self)
+
+
+def as_affinity(given: Affinity | Array, tasks: Sequence[str] | None = None) -> Affinity:
+    """An affinity out of a plain (K, K) array of gains, row = receiver; one that is given is taken as it is.
+
+    Raises:
+        DataError: the array is not square, or holds infinity.
+    """
+    if isinstance(given, Affinity):
+        return given
+    values = np.asarray(given, dtype=np.float64)
+    if values.ndim != 2 or values.shape[0] != values.shape[1]:
+        raise DataError(f"`affinity` has shape {values.shape}; need (K, K), row = receiver, column = source")
+    return Affinity(values, [f"task {t + 1}" for t in range(len(values))] if tasks is None else tasks)
