@@ -19,7 +19,7 @@ from taskloom.linear import (
     Ridge,
     Trace,
 )
-from taskloom.sites import METHODS, Faults, OffsetDelays, fit
+from taskloom.sites import METHODS, Faults, GaussianRelease, OffsetDelays, fit
 from taskloom.tasks import DataError, OptionError, Task, TaskData, UnknownNameError
 
 RING = np.array([[0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0]], dtype=float)
@@ -447,3 +447,46 @@ def test_gradient_steps_on_a_loss_without_bounded_curvature_are_refused(method):
 def test_networks_that_cannot_be_are_refused(make, settings, words):
     with pytest.raises(OptionError, match=words):
         make(**settings)
+
+
+def test_a_mistyped_setting_is_named_with_the_nearest():
+    with pytest.raises(UnknownNameError, match="no setting named `tolerance`"):
+        fit(make_pairs(), Trace(0.1), transport="simulated", tolerance=1)
+
+
+@pytest.mark.parametrize("transport", ["simulated", "threads", "processes"])
+def test_delays_of_a_site_that_is_not_there_are_refused(transport):
+    with pytest.raises(OptionError, match="'moon' is none of the sites"):
+        fit(make_pairs(), Trace(0.1), transport=transport, delays=OffsetDelays(slow={"moon": 5}))
+
+
+def test_a_run_taken_up_again_takes_nothing_for_settled(tmp_path):
+    """A file of a coarser run, or of other rows of the same shape, is a start and no answer."""
+    settings = {"transport": "simulated", "delays": 1.0, "checkpoint": tmp_path / "run"}
+    first = fit(make_pairs(), Trace(0.1), tol=1e-2, **settings)
+    assert first.converged
+    finer = fit(make_pairs(), Trace(0.1), tol=1e-9, **settings)
+    assert finer.converged
+    assert finer.gap < 1e-8
+    others = {name: (X, y[::-1].copy()) for name, (X, y) in make_pairs().items()}
+    other = fit(others, Trace(0.1), tol=1e-9, **settings)
+    assert other.converged
+    assert other.gap < 1e-8
+
+
+def test_withheld_intercepts_are_unknown_and_not_zero():
+    result = fit(make_pairs(), Trace(0.1), transport="simulated", withhold=True)
+    assert np.isnan(result.intercepts).all()
+    with pytest.raises(DataError, match="has no intercept here"):
+        result.predict(np.zeros((1, len(result.W))), 0)
+
+
+def test_releases_that_are_spent_are_no_convergence():
+    release = GaussianRelease(clip=1.0, noise_multiplier=0.5, limit=3, seed=0)
+    result = fit(make_pairs(), Trace(0.1), transport="simulated", delays=1.0, release=release, max_rounds=30)
+    assert not result.converged
+
+
+def test_tasks_may_have_names_that_are_no_text():
+    pairs = dict(enumerate(make_pairs().values(), start=2019))
+    assert fit(pairs, Trace(0.1), transport="threads").tasks[0] == "2019"

@@ -16,6 +16,7 @@ from taskloom.linear import Loss, Penalty, certify
 from taskloom.sites._checkpoint import revive_coordinator, save_coordinator
 from taskloom.sites._coordinator import Coordinator
 from taskloom.sites._data import LossOptions, SiteData, TaskPairs, read_sites
+from taskloom.sites._delays import check_sites
 from taskloom.sites._make import make_coordinator, site_makers
 from taskloom.sites._methods import Method, get_method
 from taskloom.sites._processes import ProcessesTransport
@@ -67,7 +68,7 @@ def fit(
     Raises:
         DataError: shapes, values or labels that do not fit.
         OptionError: a setting outside of what it may be, or a penalty that has no proximal map of its own.
-        UnknownNameError: an unknown loss, scale, method or transport.
+        UnknownNameError: an unknown loss, scale, method, transport or setting.
         FitError: nothing came through, or a site failed that all others wait for.
 
     Examples:
@@ -79,9 +80,13 @@ def fit(
         >>> result.converged, result.W.shape
         (True, (5, 3))
     """
+    strange = next((name for name in settings if name not in RunSettings.__annotations__), None)
+    if strange is not None:
+        raise unknown("setting", strange, RunSettings.__annotations__)
     run = Settings(**settings)
     chosen = method if isinstance(method, Method) else get_method(method)
     sites = read_sites(data, LossOptions(loss, scale, fit_intercept), run.sites)
+    check_sites(run.law, run.faults, sites.sites)
     carrier = _transport(transport, run)
     if run.withhold and chosen.local == "gradient" and run.step is None:
         raise OptionError("`withhold` keeps the curvatures that gradient steps need; use method='local-prox', or give `step`")
@@ -125,7 +130,11 @@ def _transport(given: str | Transport, run: Settings) -> Transport:
         return SimulatedTransport(run.law, run.faults, run.seed)
     if run.faults != type(run.faults)():
         raise OptionError(f"`faults` with transport {given!r}: only a simulated network can be told to fail; use `simulated`")
-    return ThreadsTransport(run.law, run.seed) if given == "threads" else ProcessesTransport(run.law, run.seed)
+    if given == "threads":
+        return ThreadsTransport(run.law, run.seed)
+    # A site that is started again counts its releases anew: then a limit would be none.
+    is_limited = run.release is not None and run.release.limit is not None
+    return ProcessesTransport(run.law, run.seed, restarts=0) if is_limited else ProcessesTransport(run.law, run.seed)
 
 
 def _result(session: Session, sites: SiteData, method: str) -> SitesResult:
