@@ -56,6 +56,16 @@ def test_every_run_ends_at_the_same_optimum(data, optimum, fault, method):
         assert result.notes == []
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_coordinator_that_is_killed_goes_on_from_its_file_to_the_same_optimum(data, optimum, method, tmp_path):
+    problem, best = optimum
+    for seed in SEEDS:
+        faults = Faults(coordinator_crashes=tuple(np.random.default_rng(seed).uniform(3, 30, size=2)), patience=5.0)
+        result = run(data, method, seed, faults, checkpoint=tmp_path / f"{method} {seed}", checkpoint_every=7)
+        assert result.converged, (seed, result.message)
+        assert result.objective - best.certificate.objective <= 1e-8 * problem.spread
+
+
 @pytest.mark.parametrize("method", ["smtl", "smtl-fista"])
 def test_a_synchronous_run_goes_the_same_way_to_the_bit_whatever_the_network_does(data, method):
     # Each round takes each site's gradient once: faults cost time, and nothing else.

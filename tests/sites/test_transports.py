@@ -178,6 +178,35 @@ def test_a_site_process_that_is_killed_is_started_again_and_the_optimum_is_the_s
     world.check_optimum()
 
 
+class RoughSession(Session):
+    """A network at the coordinator's door that loses, repeats and holds back a fifth of what comes, and loses answers."""
+
+    rng, held = np.random.default_rng(0), []
+
+    def handle(self, messages, now):
+        come = [message for message in messages if message.sequence == 0 or self.rng.random() > 0.2]
+        come += [message for message in come if self.rng.random() < 0.2]
+        late = [message for message in come if message.sequence > 0 and self.rng.random() < 0.2]
+        kept = [message for message in come if not any(message is each for each in late)]
+        kept, self.held = kept + self.held, late
+        answers = super().handle(kept, now)
+        return answers if self.is_over else [answer for answer in answers if self.rng.random() > 0.2]
+
+
+def test_processes_reach_the_optimum_over_a_line_that_loses_repeats_and_holds_back(address):
+    world = World(tol=1e-8)
+    session = RoughSession(world.coordinator, Recorder(10**9))
+    sites = {name: make for name, make in world.make.items() if name != "north"}
+    with elsewhere(address, sites, patience=0.05) as errors:
+        transport = ProcessesTransport(address=address, authkey=KEY, patience=0.05)
+        transport.run(session, {"north": world.make["north"]})
+    assert not errors
+    assert not session.failed
+    assert sum(site.duplicates for site in world.coordinator.sites.values()) > 10
+    assert world.coordinator.converged
+    world.check_optimum()
+
+
 def test_a_site_process_that_dies_too_often_is_named(address):
     world, victims = World("smtl"), []
     session = world.watched_by(_killed_once(victims, updates=0))
