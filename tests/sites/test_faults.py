@@ -6,7 +6,7 @@ from tests.sites.sites_problems import K, make_pairs, simulate, solve
 
 from taskloom.linear import L21, Trace
 from taskloom.sites import Faults, OffsetDelays
-from taskloom.tasks import FitError
+from taskloom.tasks import DataError, FitError
 
 METHODS = ["local-prox", "amtl", "smtl-fista"]
 SEEDS = range(20)
@@ -123,8 +123,9 @@ def test_a_site_that_is_gone_for_ever_is_named_and_the_others_go_on(data, method
     assert np.isfinite(result.W).all()
     assert np.isfinite(result.seconds)
     assert min(site.updates for name, site in result.sites.items() if name != "s1") > 100
-    # Its coefficients are there: the intercept counts as none.
-    assert np.isfinite(result.predict(data["s1"][0], "s1")).all()
+    # Its coefficients are there, but a prediction without the intercept would be a wrong one.
+    with pytest.raises(DataError, match="'s1' has no intercept here"):
+        result.predict(data["s1"][0], "s1")
 
 
 def test_a_site_that_never_came_is_named(data):

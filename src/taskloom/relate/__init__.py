@@ -3,7 +3,7 @@
 An `Affinity` is a K x K matrix with a direction (row = receiver, column = source). A measure makes one out of data and a net;
 `cluster` and `select` make `Groups` out of it:
 
-    affinity = labels(data)
+    affinity = labels(None, data)
     groups = select(affinity, budget=3)
 
 `select` is exact up to 18 tasks, and says how far from the optimum it may be among its candidates beyond.

@@ -80,10 +80,7 @@ def fit(
         >>> result.converged, result.W.shape
         (True, (5, 3))
     """
-    strange = next((name for name in settings if name not in RunSettings.__annotations__), None)
-    if strange is not None:
-        raise unknown("setting", strange, RunSettings.__annotations__)
-    run = Settings(**settings)
+    run = _settings(settings)
     chosen = method if isinstance(method, Method) else get_method(method)
     sites = read_sites(data, LossOptions(loss, scale, fit_intercept), run.sites)
     check_sites(run.law, run.faults, sites.sites)
@@ -108,10 +105,20 @@ def fit(
     carrier.run(session, site_makers(sites, chosen, run.release, withhold=run.withhold))
     session.close()
     result = _result(session, sites, method if isinstance(method, str) else "own")
-    if run.withhold and fit_intercept:
-        result.intercepts[:] = np.nan
-        result.notes.append("intercepts were withheld: each site has its own")
+    return _without_intercepts(result) if run.withhold and fit_intercept else result
+
+
+def _without_intercepts(result: SitesResult) -> SitesResult:
+    result.intercepts[:] = np.nan
+    result.notes.append("intercepts were withheld: each site has its own")
     return result
+
+
+def _settings(given: RunSettings) -> Settings:
+    strange = next((name for name in given if name not in RunSettings.__annotations__), None)
+    if strange is not None:
+        raise unknown("setting", strange, RunSettings.__annotations__)
+    return Settings(**given)
 
 
 def _revive(session: Session, make: Callable[[], Coordinator], path: Path) -> None:
