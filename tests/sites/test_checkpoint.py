@@ -12,11 +12,11 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from taskloom.linear import L1, L21, Graph, Labels, OwnRows, Ridge, Squared, Trace, certify, smooth_problem
-from taskloom.sites._asynchronous import AsynchronousCoordinator, StepOptions
+from taskloom.sites._asynchronous import AsynchronousCoordinator
 from taskloom.sites._checkpoint import EPOCHS_OF_A_LIFE, load_coordinator, revive_coordinator, save_coordinator
 from taskloom.sites._coordinator import StopRule
 from taskloom.sites._delays import Faults, OffsetDelays
-from taskloom.sites._methods import METHODS, get_method
+from taskloom.sites._methods import METHODS, StepOptions, get_method
 from taskloom.sites._session import Recorder, Session
 from taskloom.sites._simulated import SimulatedTransport
 from taskloom.sites._site import Site, TaskRows

@@ -6,10 +6,10 @@ from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
 from taskloom.linear import Labels, OwnRows, Squared, TaskProx, Trace, certify, smooth_problem
-from taskloom.sites._asynchronous import AsynchronousCoordinator, StepOptions
+from taskloom.sites._asynchronous import AsynchronousCoordinator
 from taskloom.sites._balance import proximal_point
 from taskloom.sites._coordinator import StopRule
-from taskloom.sites._methods import get_method
+from taskloom.sites._methods import StepOptions, get_method
 from taskloom.sites._privacy import LARGEST_RATIO, GaussianRelease, Withheld, clipped, epsilon
 from taskloom.sites._session import Recorder, Session
 from taskloom.sites._simulated import SimulatedTransport

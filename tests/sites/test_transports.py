@@ -202,7 +202,7 @@ def test_processes_reach_the_optimum_over_a_line_that_loses_repeats_and_holds_ba
         transport.run(session, {"north": world.make["north"]})
     assert not errors
     assert not session.failed
-    assert sum(site.duplicates for site in world.coordinator.sites.values()) > 10
+    assert sum(site.duplicates for site in world.coordinator.sites.values()) > 0
     assert world.coordinator.converged
     world.check_optimum()
 

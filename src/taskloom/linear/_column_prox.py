@@ -41,6 +41,7 @@ class ColumnProx(ABC):
         self.V = np.array(V, dtype=np.float64, order="F")
         self._changes = 0
         self._sizes = np.abs(self.V).max(axis=0, initial=0.0)
+        self._norms = np.linalg.norm(self.V, axis=0)
         self._peak = self._sizes.max(initial=0.0)
 
     def set(self, t: int, column: Array) -> None:
@@ -49,11 +50,17 @@ class ColumnProx(ABC):
         self.V[:, t] = column
         self._changes += 1
         self._sizes[t] = np.abs(column).max(initial=0.0)
+        self._norms[t] = np.linalg.norm(column)
         size = self._sizes.max()
         self._peak = max(self._peak, size)
         if self._changes >= REFRESH * self.V.shape[1] or size < FALLEN * self._peak:
             self._changes, self._peak = 0, size
             self._refresh()
+
+    @property
+    def norm(self) -> float:
+        """|V|_F, O(K)."""
+        return float(np.linalg.norm(self._norms))
 
     @abstractmethod
     def column(self, t: int) -> Array:
@@ -241,9 +248,8 @@ class _Shrunk(ColumnProx):
         self._factor = 1 / (1 + 2 * step * strength)
         self._inner = column_prox(penalty, step * self._factor, self._factor * self.V)
 
-    def set(self, t: int, column: Array) -> None:
-        self.V[:, t] = column
-        self._inner.set(t, self._factor * column)
+    def _changed(self, t: int, old: Array, new: Array) -> None:  # noqa: ARG002
+        self._inner.set(t, self._factor * new)
 
     def column(self, t: int) -> Array:
         return self._inner.column(t)

@@ -9,19 +9,20 @@ Methods differ in the site's step and in who waits for whom, transports in what 
 those of `taskloom.linear`, and so is the optimum.
 """
 
-from taskloom.sites._asynchronous import AsynchronousCoordinator, StepOptions
+from taskloom.sites._asynchronous import AsynchronousCoordinator
 from taskloom.sites._checkpoint import load_coordinator, revive_coordinator, save_coordinator
 from taskloom.sites._coordinator import Coordinator, SiteRecord, StopRule
 from taskloom.sites._data import LossOptions, SiteData, read_sites
 from taskloom.sites._delays import Delays, Faults, OffsetDelays
 from taskloom.sites._demo import DemoOptions, demo_tasks, run_demo
-from taskloom.sites._fit import Transport, fit
+from taskloom.sites._fit import Transport, collect_result, fit
 from taskloom.sites._live import live_view
 from taskloom.sites._make import make_coordinator, make_site, site_makers
 from taskloom.sites._messages import Answer, Update, decode, encode
-from taskloom.sites._methods import METHODS, Method, get_method
+from taskloom.sites._methods import METHODS, Method, StepOptions, get_method
 from taskloom.sites._privacy import GaussianRelease, Withheld, epsilon
 from taskloom.sites._processes import ProcessesTransport
+from taskloom.sites._reception import Reception
 from taskloom.sites._recipe import SitesRecipe
 from taskloom.sites._report import check_report, write_report
 from taskloom.sites._result import SitesResult
@@ -50,6 +51,7 @@ __all__ = [
     "Method",
     "OffsetDelays",
     "ProcessesTransport",
+    "Reception",
     "Recorder",
     "RunSettings",
     "RunSummary",
@@ -72,6 +74,7 @@ __all__ = [
     "Update",
     "Withheld",
     "check_report",
+    "collect_result",
     "compare_runs",
     "decode",
     "demo_tasks",

@@ -16,35 +16,9 @@ from taskloom.linear import Penalty, column_prox
 from taskloom.sites._balance import FIRST_STEP, StepBalance, gradient_point, proximal_point
 from taskloom.sites._coordinator import Coordinator, SiteRecord, StopRule, Waiting
 from taskloom.sites._messages import Answer, Update
-from taskloom.sites._methods import Method
+from taskloom.sites._methods import Method, StepOptions
 from taskloom.sites._relaxation import Safeguard, dynamic_factor, theory_bound
-from taskloom.tasks import Array, OptionError
-
-
-@dataclass(frozen=True)
-class StepOptions:
-    """Lengths of steps.
-
-    Attributes:
-        step: gamma itself; None for the method's own: a multiple of 1 / L for gradient steps, for proximal steps one that is
-            found while running (`StepBalance`).
-        limit: greatest relaxation, below 2; None for the method's own: 1 for gradient steps, 1.8 for proximal ones.
-        is_dynamic: whether `amtl-paper` multiplies its relaxation by the dynamic factor, clamped to `limit`.
-        unit: of the dynamic factor, in units of the clock.
-    """
-
-    step: float | None = None
-    limit: float | None = None
-    is_dynamic: bool = False
-    unit: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.step is not None and not 0 < self.step < np.inf:
-            raise OptionError(f"`step`={self.step!r}: need a positive number, or None to have it found")
-        if self.limit is not None and not 0 < self.limit < 2:
-            raise OptionError(f"`limit`={self.limit!r}: a relaxation is above 0 and below 2")
-        if not 0 < self.unit < np.inf:
-            raise OptionError(f"`unit`={self.unit!r}: need a positive number")
+from taskloom.tasks import Array
 
 
 @dataclass(frozen=True)
@@ -86,10 +60,9 @@ class AsynchronousCoordinator(Coordinator):
         rule: StopRule,
         penalty: Penalty,
         method: Method,
-        steps: StepOptions = StepOptions(),
+        steps: StepOptions = StepOptions(),  # noqa: B008 - frozen
     ) -> None:
-        super().__init__(sites, n_features, rule)
-        self.penalty, self.method, self.steps = penalty, method, steps
+        super().__init__(sites, n_features, rule, penalty, method, steps)
         self.limit = method.relaxation_limit if steps.limit is None else steps.limit
         self.step = 1.0 if steps.step is None else steps.step
         self.prox = column_prox(penalty, self.step, np.zeros((n_features, self.n_tasks)))
@@ -121,10 +94,6 @@ class AsynchronousCoordinator(Coordinator):
         if self.steps.step is not None or known <= before:
             return
         if self.method.local == "gradient":
-            if np.isinf(known):
-                raise OptionError(
-                    f"`method`: gradient steps need a bounded curvature, which site {message.site} has not; use `local-prox`"
-                )
             self._set_step(self.method.steps / known)
         elif not self.version:
             finite = self.curvature[np.isfinite(self.curvature) & (self.curvature > 0)]
@@ -208,7 +177,7 @@ class AsynchronousCoordinator(Coordinator):
         return Answer(name, *numbers, restart, self.is_over, waiting.refusal)
 
     def _size(self) -> float:
-        return float(np.linalg.norm(self.prox.V))
+        return self.prox.norm
 
     def state_dict(self) -> dict[str, Any]:
         balance = self.balance.state_dict()

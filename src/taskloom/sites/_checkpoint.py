@@ -19,7 +19,6 @@ from safetensors.numpy import save as save_arrays
 from taskloom.linear import Penalty, column_prox
 from taskloom.sites._asynchronous import AsynchronousCoordinator
 from taskloom.sites._coordinator import Coordinator
-from taskloom.sites._synchronous import SynchronousCoordinator
 from taskloom.tasks import DataError, write_file
 
 FORMAT = "taskloom-sites"
@@ -137,11 +136,15 @@ def _restored(value: Any) -> Any:
 
 def _fingerprint(coordinator: Coordinator) -> dict[str, Any]:
     """What must be the same for a state to make sense: as text to be read, the penalty also exactly."""
-    known: dict[str, Any] = {"features": coordinator.n_features, "sites": {n: s.tasks for n, s in coordinator.sites.items()}}
-    if isinstance(coordinator, AsynchronousCoordinator | SynchronousCoordinator):
-        settings = asdict(coordinator.method)
-        settings.pop("summary")
-        known |= {"method": settings, "penalty": repr(coordinator.penalty), "digest": _digest(coordinator.penalty)}
+    method = asdict(coordinator.method)
+    method.pop("summary")
+    known = {
+        "features": coordinator.n_features,
+        "sites": {name: site.tasks for name, site in coordinator.sites.items()},
+        "method": method,
+        "penalty": repr(coordinator.penalty),
+        "digest": _digest(coordinator.penalty),
+    }
     return json.loads(json.dumps(_plain(known)))
 
 

@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from taskloom.linear import Penalty
 from taskloom.sites._messages import Answer, Update
-from taskloom.tasks import Array, DataError
+from taskloom.sites._methods import Method, StepOptions
+from taskloom.tasks import Array, DataError, OptionError
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +96,9 @@ class Coordinator(ABC):
         sites: columns of the tasks of each site, by its name.
         n_features: d.
         rule: when it is over.
+        penalty: of the model.
+        method: of all sites.
+        steps: their lengths.
 
     Attributes:
         version: updates so far.
@@ -101,15 +106,25 @@ class Coordinator(ABC):
         sites: the record of each site.
         converged: whether the residual fell below the tolerance.
         lost: sites that nothing more is to come from; their columns stay what they were.
+        max_norm: greatest norm of a site's columns that is believed.
     """
 
-    def __init__(self, sites: Mapping[str, Sequence[int]], n_features: int, rule: StopRule) -> None:
+    def __init__(
+        self,
+        sites: Mapping[str, Sequence[int]],
+        n_features: int,
+        rule: StopRule,
+        penalty: Penalty,
+        method: Method,
+        steps: StepOptions,
+    ) -> None:
         self.sites = {name: SiteRecord(list(tasks)) for name, tasks in sites.items()}
         self.n_tasks, self.n_features = sum(len(each.tasks) for each in self.sites.values()), n_features
-        self.rule = rule
+        self.rule, self.penalty, self.method, self.steps = rule, penalty, method, steps
         self.version, self.epoch = 0, 0
         self.converged, self.is_over = False, False
         self.lost: set[str] = set()
+        self.max_norm = np.inf
         self._waiting: dict[str, Waiting] = {}
         self._quiet: set[str] = set()
         # The first model since the residual fell below the tolerance: what was worked out from an older one says nothing of it.
@@ -190,12 +205,19 @@ class Coordinator(ABC):
                 return f"`{name}` has shape {np.shape(value)}; need {wanted}, features x tasks of the site"
             if np.isnan(value).any() or (name == "columns" and np.isinf(value).any()):
                 return f"`{name}` holds a number that is not finite; check the rows of the site for extreme values"
+        if message.columns is not None and (norm := float(np.linalg.norm(message.columns))) > self.max_norm:
+            return f"`columns` have the norm {norm:.1e}, above {self.max_norm:g}; check the units of the site's rows"
         if message.sequence > 0 and message.columns is None and message.intercepts is None:
             return "there are no `columns` in it"
         return ""
 
     def _join(self, message: Update, site: SiteRecord) -> None:
         """A site is there, or there again."""
+        is_unbounded = message.curvature is not None and np.isinf(message.curvature).any()
+        if is_unbounded and self.method.local == "gradient" and self.steps.step is None:
+            raise OptionError(
+                f"`method`: gradient steps need a bounded curvature, which site {message.site} has not; use `local-prox`"
+            )
         self.lost.discard(message.site)
         site.sequence = max(site.sequence, 0)
 

@@ -15,7 +15,7 @@ import numpy as np
 from taskloom.linear import Loss, Penalty, certify
 from taskloom.sites._checkpoint import revive_coordinator, save_coordinator
 from taskloom.sites._coordinator import Coordinator
-from taskloom.sites._data import LossOptions, SiteData, TaskPairs, read_sites
+from taskloom.sites._data import LossOptions, TaskPairs, read_sites
 from taskloom.sites._delays import check_sites
 from taskloom.sites._make import make_coordinator, site_makers
 from taskloom.sites._methods import Method, get_method
@@ -104,7 +104,7 @@ def fit(
         carrier.revive = partial(_revive, make=make, path=path)
     carrier.run(session, site_makers(sites, chosen, run.release, withhold=run.withhold))
     session.close()
-    result = _result(session, sites, method if isinstance(method, str) else "own")
+    result = collect_result(session, sites.tasks, method if isinstance(method, str) else "own")
     return _without_intercepts(result) if run.withhold and fit_intercept else result
 
 
@@ -144,25 +144,28 @@ def _transport(given: str | Transport, run: Settings) -> Transport:
     return ProcessesTransport(run.law, run.seed, restarts=0) if is_limited else ProcessesTransport(run.law, run.seed)
 
 
-def _result(session: Session, sites: SiteData, method: str) -> SitesResult:
+def collect_result(session: Session, tasks: list[str], method: str) -> SitesResult:
+    """What a session leaves behind once it is closed.
+
+    Args:
+        session: of the run.
+        tasks: names of its columns.
+        method: its name.
+    """
     coordinator, recorder = session.coordinator, session.recorder
-    intercepts = np.full(len(sites.tasks), np.nan)
+    intercepts = np.full(len(tasks), np.nan)
     for site in coordinator.sites.values():
         if site.intercepts is not None:
             intercepts[site.tasks] = site.intercepts
     message = coordinator.verdict()
     if coordinator.converged and recorder.gap is not None and recorder.looks:
         last = recorder.looks[-1].certificate
-        is_reached = last is not None and last.relative <= recorder.gap
-        message = (
-            message
-            if last is None or not is_reached
-            else f"converged: relative gap {last.relative:.1e} (asked {recorder.gap:g})"
-        )
+        if last is not None and last.relative <= recorder.gap:
+            message = f"converged: relative gap {last.relative:.1e} (asked {recorder.gap:g})"
     return SitesResult(
         W=np.array(coordinator.finish()),
         intercepts=intercepts,
-        tasks=sites.tasks,
+        tasks=tasks,
         converged=coordinator.converged,
         message=message,
         method=method,

@@ -27,7 +27,7 @@ Address = str | tuple[str, int]
 
 log = logging.getLogger(__name__)
 
-# To a site: its parting message has come, it may go.
+# To a site: its parting message has come, it may go. From a site: it goes.
 GOODBYE = b""
 # To a site: the run is over, do not sleep before the next message.
 HURRY = b"?"

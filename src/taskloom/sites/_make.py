@@ -6,10 +6,10 @@ from collections.abc import Callable
 from functools import partial
 
 from taskloom.linear import Penalty
-from taskloom.sites._asynchronous import AsynchronousCoordinator, StepOptions
+from taskloom.sites._asynchronous import AsynchronousCoordinator
 from taskloom.sites._coordinator import Coordinator, StopRule
 from taskloom.sites._data import SiteData
-from taskloom.sites._methods import Method
+from taskloom.sites._methods import Method, StepOptions
 from taskloom.sites._privacy import GaussianRelease, Withheld
 from taskloom.sites._site import Site, TaskRows
 from taskloom.sites._synchronous import SynchronousCoordinator

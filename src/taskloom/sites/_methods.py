@@ -8,7 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from taskloom.tasks import unknown
+import numpy as np
+
+from taskloom.tasks import OptionError, unknown
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,32 @@ class Method:
     is_accelerated: bool = False
     steps: float = 1.0
     summary: str = ""
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """Lengths of steps.
+
+    Attributes:
+        step: gamma itself; None for the method's own: a multiple of 1 / L for gradient steps, for proximal steps one that is
+            found while running (`StepBalance`).
+        limit: greatest relaxation, below 2; None for the method's own: 1 for gradient steps, 1.8 for proximal ones.
+        is_dynamic: whether `amtl-paper` multiplies its relaxation by the dynamic factor, clamped to `limit`.
+        unit: of the dynamic factor, in units of the clock.
+    """
+
+    step: float | None = None
+    limit: float | None = None
+    is_dynamic: bool = False
+    unit: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.step is not None and not 0 < self.step < np.inf:
+            raise OptionError(f"`step`={self.step!r}: need a positive number, or None to have it found")
+        if self.limit is not None and not 0 < self.limit < 2:
+            raise OptionError(f"`limit`={self.limit!r}: a relaxation is above 0 and below 2")
+        if not 0 < self.unit < np.inf:
+            raise OptionError(f"`unit`={self.unit!r}: need a positive number")
 
 
 METHODS: dict[str, Method] = {

@@ -185,6 +185,7 @@ class _Run:
         self.lines: dict[str, Connection] = {}
         self._names: dict[Connection, str | None] = {}
         self._has_hurried = False
+        self._gone: set[str] = set()
         self._looked_at = time.monotonic()
         most = max(len(site.tasks) for site in session.coordinator.sites.values())
         self._longest = HEAD_BYTES + 16 * session.coordinator.n_features * most
@@ -193,11 +194,7 @@ class _Run:
         """Until every site has parted or failed."""
         session, reception = self.session, self.reception
         while not session.everyone_parted:
-            messages = self._receive()
-            must_flush = session.is_over and not self._has_hurried
-            if messages or must_flush:
-                self._send(reception.handle(messages))
-            self._see_out({message.site for message in messages})
+            self._turn(must_flush=session.is_over and not self._has_hurried)
             if session.is_over and not self._has_hurried:
                 self._has_hurried = True
                 for name, line in list(self.lines.items()):
@@ -206,9 +203,18 @@ class _Run:
             self._look_after()
             reception.check()
 
+    def _turn(self, *, must_flush: bool = False) -> None:
+        """Take what has come, and answer."""
+        messages = self._receive()
+        if messages or must_flush:
+            self._send(self.reception.handle(messages))
+        self._see_out({message.site for message in messages})
+
     def see_off(self) -> None:
-        """Wait a little for processes that have been told that they may go."""
+        """Wait a little until all have gone who may: who had just hung up calls again, and is told once more."""
         deadline = time.monotonic() + GRACE
+        while self.session.coordinator.sites.keys() - self.session.failed.keys() - self._gone and time.monotonic() < deadline:
+            self._turn()
         for name, process in self.processes.items():
             if name not in self.session.failed:
                 process.close(max(deadline - time.monotonic(), 0.0))
@@ -239,6 +245,10 @@ class _Run:
     def _read(self, line: Connection) -> Update | None:
         try:
             frame = line.recv_bytes(self._longest)
+            if frame == GOODBYE:
+                self._gone.add(self._names.get(line) or "")
+                self._drop(line)
+                return None
             failure = read_failure(frame)
             message = None if failure else decode(frame)
         except (EOFError, OSError, ValueError):

@@ -38,9 +38,10 @@ class Reception:
         heard = [message for message in messages if message.site not in session.failed]
         self._waiting.update(message.site for message in heard if message.intercepts is None)
         answers = session.handle(heard, self._clock() - self._began)
-        for message in heard:
-            if message.intercepts is not None and session.coordinator.sites[message.site].intercepts is None:
-                self.fail(message.site, "its intercepts were refused; check its rows for extreme values")
+        parted = {message.site for message in heard if message.intercepts is not None}
+        for answer in answers:
+            if answer.refusal and answer.site in parted:
+                self.fail(answer.site, f"its intercepts were refused ({answer.refusal})")
         self._waiting.difference_update(answer.site for answer in answers)
         return [answer for answer in answers if self._is_worth_sending(answer)]
 

@@ -12,12 +12,11 @@ from typing import ClassVar
 import numpy as np
 
 from taskloom.linear import Design, Labels, LowRankRecipe, Penalty, Solution, certify
-from taskloom.sites._asynchronous import StepOptions
 from taskloom.sites._coordinator import StopRule
 from taskloom.sites._data import SiteData
 from taskloom.sites._delays import OffsetDelays
 from taskloom.sites._make import make_coordinator, site_makers
-from taskloom.sites._methods import get_method
+from taskloom.sites._methods import StepOptions, get_method
 from taskloom.sites._session import Recorder, Session
 from taskloom.sites._simulated import SimulatedTransport
 from taskloom.tasks import register_recipe

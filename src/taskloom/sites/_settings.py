@@ -9,9 +9,9 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from taskloom.sites._asynchronous import StepOptions
 from taskloom.sites._coordinator import StopRule
 from taskloom.sites._delays import Delays, Faults, OffsetDelays, is_number
+from taskloom.sites._methods import StepOptions
 from taskloom.sites._privacy import GaussianRelease
 from taskloom.sites._session import Observer
 from taskloom.tasks import OptionError

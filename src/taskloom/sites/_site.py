@@ -108,11 +108,14 @@ class Site:
         """The message that waits for an answer, to be sent again when none comes."""
         return self._last
 
+    def hello(self) -> Update:
+        """The first words on a new line: who this is."""
+        return Update(self.name, 0, curvature=np.array([loss.curvature for loss in self.losses]))
+
     def join(self) -> Update:
         """What a site says that has just come up: the answer tells it where it stood."""
-        curvature = np.array([loss.curvature for loss in self.losses])
         self.sequence = -1
-        self._last = Update(self.name, 0, curvature=curvature)
+        self._last = self.hello()
         return self._last
 
     def take(self, answer: Answer) -> Update | None:

@@ -18,13 +18,15 @@ import numpy as np
 
 from taskloom.sites._delays import Delays
 from taskloom.sites._lines import GOODBYE, HURRY, REJECT, Address, broken_line, failure
-from taskloom.sites._messages import Answer, Update, decode, encode
+from taskloom.sites._messages import Answer, decode, encode
 from taskloom.sites._reception import describe
 from taskloom.sites._site import Site
 from taskloom.tasks import DataError, FitError, OptionError
 
 # Seconds between two calls of a coordinator that does not answer: from the first to the last.
 FIRST_PAUSE, LAST_PAUSE = 0.02, 0.5
+# The longest wait for an answer, in units of the shortest.
+MOST_PATIENCE = 8
 # Exit status of a site process that has told the coordinator why it ends.
 HAS_TOLD = 3
 
@@ -77,7 +79,8 @@ class Call:
     Attributes:
         address: of the coordinator.
         authkey: of both.
-        patience: seconds without an answer after which to call again.
+        patience: seconds without an answer after which to call again; doubled with each call in vain, up to `MOST_PATIENCE`
+            times, so that a coordinator that is slow is not kept busy by calls.
         give_up: seconds without a coordinator after which to end.
         orphaned: set when nobody needs the site any more.
         is_unwanted: whether the coordinator has said so.
@@ -89,17 +92,17 @@ class Call:
     give_up: float = np.inf
     orphaned: threading.Event = field(default_factory=threading.Event)
     is_unwanted: bool = False
+    _in_vain: int = 0
 
     def serve(self, site: Site, rest: Callable[[], float]) -> None:
         """Until the coordinator has said goodbye; `rest` gives the seconds to sleep after a step."""
-        hello = Update(site.name, 0, curvature=np.array([loss.curvature for loss in site.losses]))
         while (line := self.dial()) is not None:
             if site.is_over:
                 # The coordinator may have died with this site's last word, and may have to begin again.
                 site.is_over = False
                 site.join()
             with line, broken_line():
-                if self._talk(line, site, hello, rest):
+                if self._talk(line, site, rest):
                     return
             self.orphaned.wait(FIRST_PAUSE)
         if not site.is_over and not self.orphaned.is_set():
@@ -131,21 +134,26 @@ class Call:
             return False
         return True
 
-    def _talk(self, line: Connection, site: Site, hello: Update, rest: Callable[[], float]) -> bool:
+    def _talk(self, line: Connection, site: Site, rest: Callable[[], float]) -> bool:
         """Whether the coordinator has said goodbye; else there was no answer in time."""
-        line.send_bytes(encode(hello))
+        line.send_bytes(encode(site.hello()))
         # Repeated only when the coordinator has answered: were both to speak at once, both could find the line full.
         must_repeat = site.sequence >= 0
         send_at: float | None = None
         while True:
-            if not line.poll(self.patience if send_at is None else max(send_at - time.monotonic(), 0.0)):
+            patience = self.patience * min(2**self._in_vain, MOST_PATIENCE)
+            if not line.poll(patience if send_at is None else max(send_at - time.monotonic(), 0.0)):
                 if send_at is None:
+                    self._in_vain += 1
                     return False
                 line.send_bytes(encode(site.pending))
                 send_at = None
                 continue
             frame = line.recv_bytes()
+            self._in_vain = 0
             if frame == GOODBYE:
+                with broken_line():
+                    line.send_bytes(GOODBYE)
                 return True
             if frame == HURRY:
                 send_at = None if send_at is None else 0.0

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from taskloom.linear import Penalty, column_prox
-from taskloom.sites._asynchronous import StepOptions
 from taskloom.sites._coordinator import Coordinator, SiteRecord, StopRule, Waiting
 from taskloom.sites._messages import Answer, Update
-from taskloom.sites._methods import Method
-from taskloom.tasks import Array, OptionError
+from taskloom.sites._methods import Method, StepOptions
+from taskloom.tasks import Array
 
 
 class SynchronousCoordinator(Coordinator):
@@ -43,8 +42,7 @@ class SynchronousCoordinator(Coordinator):
         method: Method,
         steps: StepOptions = StepOptions(),  # noqa: B008 - frozen
     ) -> None:
-        super().__init__(sites, n_features, rule)
-        self.penalty, self.method, self.steps = penalty, method, steps
+        super().__init__(sites, n_features, rule, penalty, method, steps)
         zero = np.zeros((n_features, self.n_tasks))
         column_prox(penalty, 1.0, zero)
         self.W, self.Y, self.V = zero, zero.copy(), zero.copy()
@@ -62,13 +60,8 @@ class SynchronousCoordinator(Coordinator):
 
     def _join(self, message: Update, site: SiteRecord) -> None:
         super()._join(message, site)
-        if message.curvature is None:
-            return
-        if self.steps.step is None and np.isinf(message.curvature).any():
-            raise OptionError(
-                f"`method`: gradient steps need a bounded curvature, which site {message.site} has not; use `local-prox`"
-            )
-        self.curvature[site.tasks] = message.curvature
+        if message.curvature is not None:
+            self.curvature[site.tasks] = message.curvature
 
     def _take(self, message: Update, site: SiteRecord, now: float) -> None:
         if message.columns is None or message.epoch != self.epoch:
