@@ -25,7 +25,7 @@ from taskloom.tasks import _recipe as registry
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-ROOMS = ("tasks", "linear", "deep", "sites", "relate", "study")
+ROOMS = ("tasks", "linear", "deep", "sites", "relate", "engines", "study")
 BIN = Path(sys.executable).parent
 # These would start this test again, or install what is installed.
 NOT_RUN = re.compile(r"(make (test|setup|lint|docs|bench|help)|git clone)\b")

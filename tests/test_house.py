@@ -10,7 +10,7 @@ import pytest
 import taskloom
 
 ROOT = Path(taskloom.__file__).parent
-FLOORS = {"tasks": 0, "linear": 1, "deep": 2, "sites": 2, "relate": 3, "study": 4, "cli": 5}
+FLOORS = {"tasks": 0, "linear": 1, "deep": 2, "sites": 2, "relate": 3, "engines": 3, "study": 4, "cli": 5}
 ROOMS = [room for room in FLOORS if (ROOT / room).is_dir()]
 MODULES = sorted(ROOT.rglob("*.py"))
 

@@ -92,6 +92,104 @@ def test_pairs_that_are_not_known_count_as_the_least():
     assert similar(Affinity(distances, NAMES, higher_is_better=False))[0, 1] == 0
 
 
+def test_what_is_not_known_is_filled_with_the_least_gain_and_said():
+    values = VALUES.copy()
+    values[0, 1] = values[2, 0] = np.nan
+    for affinity, least in ((Affinity(values, NAMES), -0.2), (Affinity(values, NAMES, higher_is_better=False), 0.2)):
+        full = affinity.filled()
+        assert full["sun", "rain"] == full["wind", "sun"] == least
+        assert full["rain", "sun"] == VALUES[1, 0]
+        assert full.notes == ["2 of 6 pairs are not known and count as the least gain"]
+    assert example().filled().notes == ()
+    with pytest.raises(DataError, match="`mine` knows no pair of the 3 tasks"):
+        Affinity(np.full((3, 3), np.nan), NAMES, "mine").filled()
+
+
+@pytest.mark.parametrize("better", [True, False])
+@pytest.mark.parametrize("zero", [None, 0.0, 0.05])
+def test_relations_keep_order_direction_and_sign(zero, better):
+    affinity = Affinity(
+        VALUES if better else -VALUES, NAMES, higher_is_better=better, zero=None if zero is None else zero if better else -zero
+    )
+    out = affinity.relation()
+    off = ~np.eye(3, dtype=bool)
+    assert (np.diag(out) == 1).all()
+    assert np.abs(out).max() <= 1
+    np.testing.assert_array_equal(np.argsort(out[off]), np.argsort(affinity.gains[off]))
+    if zero is None:
+        assert (out[off].min(), out[off].max()) == (-1, pytest.approx(1))
+    else:
+        np.testing.assert_array_equal(np.sign(out[off].round(12)), np.sign((VALUES[off] - zero).round(12)))
+        assert np.abs(out[off]).max() == pytest.approx(1)
+
+
+def test_relations_of_nothing_and_of_constants_are_zero():
+    assert Affinity(np.full((2, 2), np.nan), ["a", "b"]).relation().tolist() == [[1, 0], [0, 1]]
+    assert Affinity(np.full((2, 2), 0.7), ["a", "b"]).relation().tolist() == [[1, 0], [0, 1]]
+    values = VALUES.copy()
+    values[0, 1] = np.nan
+    assert Affinity(values, NAMES).relation()[0, 1] == -1
+
+
+def test_a_graph_joins_tasks_that_help_each_other_and_no_others():
+    weights = example(zero=0.0).weights()
+    np.testing.assert_array_equal(weights, weights.T)
+    # Means of both directions: sun and rain 0.25, sun and wind 0.05, rain and wind 0.1.
+    np.testing.assert_allclose(weights[np.triu_indices(3, 1)], [1.0, 0.2, 0.4])
+    above = example(zero=0.08).weights()
+    np.testing.assert_allclose(above[np.triu_indices(3, 1)], [1.0, 0.0, 0.02 / 0.17])
+    np.testing.assert_allclose(Affinity(-VALUES, NAMES, higher_is_better=False, zero=0.0).weights(), weights)
+    assert (np.diag(weights) == 0).all()
+    assert (Affinity(-np.abs(VALUES), NAMES, zero=0.0).weights() == 0).all()
+
+
+def test_without_a_zero_the_graph_is_the_similarity():
+    for affinity in (example(), Affinity(np.abs(VALUES), NAMES, higher_is_better=False)):
+        weights, similarity = affinity.weights(), affinity.similarity()
+        np.fill_diagonal(similarity, 0.0)
+        np.testing.assert_allclose(weights, similarity / similarity.max())
+
+
+def test_a_graph_leaves_out_what_is_not_known_and_takes_one_direction_for_both():
+    values = VALUES.copy()
+    values[0, 1] = values[1, 2] = values[2, 1] = np.nan
+    weights = Affinity(values, NAMES, zero=0.0).weights()
+    np.testing.assert_allclose(weights[np.triu_indices(3, 1)], [1.0, 0.5, 0.0])
+
+
+def test_a_graph_comes_in_the_order_of_the_tasks_asked_for():
+    affinity = example(zero=0.0)
+    order = ["wind", "sun", "rain"]
+    weights = affinity.weights(order)
+    for i, one in enumerate(order):
+        for j, other in enumerate(order):
+            assert weights[i, j] == affinity.weights()[NAMES.index(one), NAMES.index(other)]
+    with pytest.raises(DataError, match="`tasks` are sun, rain; need sun, rain, wind in any order"):
+        affinity.weights(["sun", "rain"])
+
+
+def test_the_linear_graph_pulls_tasks_together_the_more_the_stronger_their_affinity():
+    from taskloom.linear import Graph, MultiTaskRegressor
+
+    rng = np.random.default_rng(0)
+    X, truth = rng.normal(size=(60, 4)), rng.normal(size=(4, 3))
+    Y = X @ truth + 0.1 * rng.normal(size=(60, 3))
+    apart = []
+    for strength in (0.0, 0.2, 1.0):
+        # Sun and rain ever more alike; wind is hurt by both and is joined to none.
+        values = np.array([[0, strength, -1], [strength, 0, -1], [1, -1, 0.0]])
+        values[0, 2] = values[2, 0] = -1
+        weights = Affinity(values, NAMES, zero=0.0).weights()
+        model = MultiTaskRegressor(Graph(1.0, strength * weights)).fit(X, Y)
+        assert model.converged_
+        W = np.asarray(model.coef_)
+        W = W if W.shape == (4, 3) else W.T
+        apart.append([np.linalg.norm(W[:, 0] - W[:, 1]), np.linalg.norm(W[:, 2] - truth[:, 2])])
+    close, alone = np.array(apart).T
+    assert close[0] > 1.5 * close[1] > 1.5 * close[2]
+    np.testing.assert_allclose(alone, alone[0], atol=1e-4)
+
+
 def test_agreement_is_the_correlation_of_the_gains_of_common_pairs():
     assert example().agreement(Affinity(3 * VALUES - 1, NAMES)) == pytest.approx(1.0)
     assert example().agreement(Affinity(-VALUES, NAMES, higher_is_better=False)) == pytest.approx(1.0)
@@ -147,6 +245,9 @@ def test_files_that_are_no_affinity_are_refused(tmp_path):
     (tmp_path / "later").write_bytes(save(arrays, {"format": "taskloom affinity", "version": "9", "head": "{}"}))
     with pytest.raises(DataError, match="is no affinity of version 1"):
         Affinity.load(tmp_path / "later")
+    (tmp_path / "part").write_bytes(save(arrays, {"format": "taskloom affinity", "version": "1", "head": "{}"}))
+    with pytest.raises(DataError, match="is a damaged affinity"):
+        Affinity.load(tmp_path / "part")
 
 
 def test_plain_arrays_are_gains():

@@ -9,7 +9,7 @@ import typer
 
 import taskloom
 from taskloom.cli import _options as opt
-from taskloom.cli import _sites
+from taskloom.cli import _relate, _sites
 from taskloom.cli._show import (
     output_folder,
     own_name,
@@ -23,7 +23,6 @@ from taskloom.cli._show import (
 
 if TYPE_CHECKING:
     from taskloom.study import Study
-    from taskloom.tasks import TableOptions, TaskData
 
 # Commands import what they need when they run: `--help` and a mistyped option answer at once.
 app = typer.Typer(
@@ -33,6 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(_sites.app, name="sites")
+app.command("relate")(_relate.relate)
 
 
 @app.callback(invoke_without_command=True)
@@ -87,17 +87,20 @@ def study_command(
     skip_tasks: opt.SkipTasks = None,
     impute: opt.Impute = True,
     budget: opt.Budget = 3,
+    cluster: opt.Cluster = None,
     json: opt.Json = False,
     no_cache: opt.NoCache = False,
 ) -> None:
     """Compare recipes on a table, task by task, with single-task baselines."""
-    with user_errors():
+    with user_errors(), opt.cluster_of(cluster):
         from taskloom.study import StudyOptions, study
 
         options = StudyOptions(budget=budget, cache=not no_cache)
-        data = _read(file, target, by, targets, _table_options(kind, metric, drop, skip_tasks, impute))
+        data = opt.read_tasks(file, target, by, targets, opt.table_options(kind, metric, drop, skip_tasks, impute))
         with output_folder(out):
-            result = study(data, opt.split_names(recipes) or None, seeds=seeds, n_jobs=n_jobs, options=options)
+            # As many fits as the cluster has cores, unless a number is asked for.
+            jobs = None if cluster is not None and n_jobs == 1 else n_jobs
+            result = study(data, opt.split_names(recipes) or None, seeds=seeds, n_jobs=jobs, options=options)
             _deliver(result, out, json)
 
 
@@ -122,7 +125,7 @@ def fit(
     with user_errors():
         from taskloom.study import fit_model
 
-        data = _read(file, target, by, targets, _table_options(kind, metric, drop, skip_tasks, impute))
+        data = opt.read_tasks(file, target, by, targets, opt.table_options(kind, metric, drop, skip_tasks, impute))
         with output_folder(save):
             model = fit_model(data, recipe, seed=seed, budget=budget)
             model.save(save)
@@ -159,23 +162,6 @@ def recipes(json: opt.Json = False) -> None:
         print_json([{key: getattr(recipe, key) for key in keys} for recipe in found.values()])
     else:
         print_recipes(found)
-
-
-def _table_options(
-    kind: str | None, metric: str | None, drop: str | None, skip_tasks: str | None, impute: bool
-) -> TableOptions:
-    from taskloom.tasks import TableOptions
-
-    return TableOptions(kind, metric, opt.split_names(drop), opt.split_names(skip_tasks), impute)
-
-
-def _read(file: Path, target: str | None, by: str | None, targets: str | None, options: TableOptions) -> TaskData:
-    from taskloom.tasks import OptionError, read_table
-
-    names = opt.split_names(targets)
-    if targets is not None and not names:
-        raise OptionError("`--targets` is empty; name at least one column")
-    return read_table(file, target=target, by=by, targets=names or None, options=options)
 
 
 def _deliver(result: Study, out: Path, as_json: bool) -> None:

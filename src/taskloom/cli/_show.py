@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from taskloom.study import Model, Study
     from taskloom.tasks import Recipe
 
-USER_ERROR, FIT_ERROR = 2, 1
+# The last one as shells count: 128 and the number of the signal.
+USER_ERROR, FIT_ERROR, INTERRUPTED = 2, 1, 130
 
 
 @contextmanager

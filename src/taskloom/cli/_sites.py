@@ -12,16 +12,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from taskloom.cli import _flare, _jobs
 from taskloom.cli import _options as opt
-from taskloom.cli._show import output_folder, print_json, user_errors
+from taskloom.cli._show import INTERRUPTED, output_folder, print_json, user_errors
 
 if TYPE_CHECKING:
     from taskloom.sites import DemoOptions, RunSummary
 
-# As shells count: 128 and the number of the signal.
-INTERRUPTED = 130
-
 app = typer.Typer(help="Learn over sites that keep their rows and do not wait for each other.", no_args_is_help=True)
+app.command()(_jobs.run)
+app.command()(_jobs.resume)
+_flare.add_to(app)
 
 
 @app.callback()

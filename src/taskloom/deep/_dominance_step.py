@@ -78,6 +78,10 @@ class MeteredStep(UpdateStep):
         """As the inner step does."""
         self.inner.meet(net)
 
+    def trunk_passes(self, n_tasks: int) -> tuple[float, float] | None:
+        """Those of the inner step: samples are the meter's own."""
+        return self.inner.trunk_passes(n_tasks)
+
     def step(self, closure: Callable[[], Tensor]) -> Tensor:
         """One step of the inner kind."""
         self.inner.all_present, self._has_looked = self.all_present, False

@@ -72,6 +72,10 @@ class FeaturewiseStep(AggregatedStep):
             raise OptionError(f"`featurewise`=True with a {type(net).__name__} without a module `encoder`: {_REMEDY}")
         self.encoder = encoder
 
+    def trunk_passes(self, n_tasks: int) -> tuple[float, float]:  # noqa: ARG002
+        """One of each: gradients of tasks apart end at the trunk's output."""
+        return 1.0, 1.0
+
     def step(self, closure: Callable[[], Tensor]) -> Tensor:
         """One step; tasks without labels in the batch take no part."""
         losses, features = self._forward(closure)

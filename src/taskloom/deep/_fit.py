@@ -91,14 +91,14 @@ def fit(
     options = options or FitOptions()
     check_outputs(net, train.X.shape[1:], train.tasks)
     fabric = make_fabric(options)
-    tensors = TaskTensors(train, _dtype(options), fabric.device), TaskTensors(validation, _dtype(options), fabric.device)
+    tensors = TaskTensors(train, dtype_of(options), fabric.device), TaskTensors(validation, dtype_of(options), fabric.device)
     wrapper = SharedRowsNet(net, train.tasks) if train.is_shared else OwnRowsNet(net, train.tasks)
-    wrapper = wrapper.to(_dtype(options))
+    wrapper = wrapper.to(dtype_of(options))
     rate = options.learning_rate or DEFAULT_RATE
     module, optimizer = prepare(
-        fabric, wrapper, _adam(fabric, [{"params": list(wrapper.parameters()), "lr": rate}]), options.precision
+        fabric, wrapper, adam(fabric, [{"params": list(wrapper.parameters()), "lr": rate}]), options.precision
     )
-    with _session(seed, _dtype(options)):
+    with session(seed, dtype_of(options)):
         feed, origin = _joint_feed(*tensors, options, seed), _origin(train, validation, options, seed) if checkpoint else ""
         step = update(optimizer, fabric)
         step.meet(net)
@@ -200,7 +200,7 @@ def _fit_group(
 ) -> dict[tuple[int, float], _Trained]:
     """Nets of one shape for the chosen tasks at all rates, trained as one stack; slot m serves task m % K at rate m // K."""
     nets, stacked, loop = _stacked_loop(make_net, parts, chosen, rates, how)
-    with _session(how[1], _dtype(how[0])):
+    with session(how[1], dtype_of(how[0])):
         loop.run()
     weights = {name: value.cpu() for name, value in loop.best.items()}
     has_failed, results = loop.has_failed(), {}
@@ -227,10 +227,10 @@ def _stacked_loop(
     # Each net's weights follow from the seed and its own task alone, however many are trained beside it.
     nets = [new_net(make_net, shape, [train.tasks[k]], seed, t) for _ in rates for k, t in enumerate(chosen)]
     check_outputs(nets[0], shape, [train.tasks[0]])
-    stacked = StackedNets(nets, n_groups=len(rates)).to(_dtype(options))
+    stacked = StackedNets(nets, n_groups=len(rates)).to(dtype_of(options))
     groups = [{"params": group, "lr": rate} for group, rate in zip(stacked.parameter_groups(), rates, strict=True)]
-    module, optimizer = prepare(fabric, stacked, _adam(fabric, groups), options.precision)
-    tensors = [TaskTensors(part, _dtype(options), fabric.device) for part in (train, validation)]
+    module, optimizer = prepare(fabric, stacked, adam(fabric, groups), options.precision)
+    tensors = [TaskTensors(part, dtype_of(options), fabric.device) for part in (train, validation)]
     dealer = RowDealer([parts[0].rows(t) for t in chosen], options.batch_size, seed, keys=chosen)
     everyone = torch.arange(len(nets))
     feed = Feed(
@@ -240,13 +240,26 @@ def _stacked_loop(
         look=TaskLosses([*train.tasks] * len(rates)),
         judge=lambda losses: losses,
     )
-    with _session(seed, _dtype(options)):
+    with session(seed, dtype_of(options)):
         return nets, stacked, FitLoop(module, SumStep(optimizer, fabric), feed, options)
 
 
 def new_net(make_net: NetFactory, shape: tuple[int, ...], tasks: Sequence[Task], *seed: int) -> nn.Module:
-    """A net whose initial weights follow from the seed alone; torch's generator is left as it was."""
-    with _session(int(np.random.SeedSequence(seed).generate_state(1)[0]), torch.float32):
+    """A net whose initial weights follow from the seed alone; torch's generator is left as it was.
+
+    Args:
+        make_net: maps the shape of a row and tasks to a net.
+        shape: of a row.
+        tasks: of the net.
+        seed: one whole number or more.
+
+    Examples:
+        >>> from taskloom.deep import MLP
+        >>> one, again = (new_net(MLP((4,)), (3,), [Task("a")], 7).heads[0].bias for _ in range(2))
+        >>> torch.equal(one, again)
+        True
+    """
+    with session(int(np.random.SeedSequence(seed).generate_state(1)[0]), torch.float32):
         return make_net(shape, tasks)
 
 
@@ -284,17 +297,19 @@ def _origin(train: TaskData, validation: TaskData, options: FitOptions, seed: in
     return f"{train.digest()} {validation.digest()} {seed} {how}"
 
 
-def _adam(fabric: Any, groups: list[dict[str, Any]]) -> Optimizer:
+def adam(fabric: Any, groups: list[dict[str, Any]]) -> Optimizer:
+    """Adam over groups of parameters, of which those that are not trained are left out."""
     groups = [{**group, "params": [weight for weight in group["params"] if weight.requires_grad]} for group in groups]
     return torch.optim.Adam(groups, fused=fabric.device.type in {"cpu", "cuda"})
 
 
-def _dtype(options: FitOptions) -> torch.dtype:
+def dtype_of(options: FitOptions) -> torch.dtype:
+    """In which weights are held."""
     return torch.float64 if options.precision == "64-true" else torch.float32
 
 
 @contextmanager
-def _session(seed: int, dtype: torch.dtype) -> Generator[None]:
+def session(seed: int, dtype: torch.dtype) -> Generator[None]:
     """Torch's generator and default type set inside, and as they were before outside."""
     before = torch.get_default_dtype()
     # Fabric gives outputs in the default type: with 64-bit weights they would come back rounded to 32 bits.

@@ -53,6 +53,8 @@ class TaskHeads:
         self.owners: list[int] = [_NOBODY] * len(self.parameters)
         self.split: dict[int, Tensor] = {}
         self._masks: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+        # By group: parameters of other tasks, and those of nobody that is known.
+        self._outside: dict[tuple[int, ...], tuple[list[Tensor], list[Tensor]]] = {}
 
     def unseen(self, present: Sequence[int]) -> list[int]:
         """Tasks of those that have not been looked at yet."""
@@ -93,6 +95,7 @@ class TaskHeads:
             grad = self.parameters[p].grad
             flags[p] = 0.0 if grad is None else (grad != 0).any()
         for p in greatest(flags, self.group).nonzero().squeeze(1).tolist():
+            self._outside.clear()
             is_first = self.owners[p] == _NOBODY and len(group) == 1
             self.owners[p], self._movers[p] = (group[0], self._movers[p]) if is_first else (_SHARED, None)
 
@@ -113,6 +116,7 @@ class TaskHeads:
             return
         device = self.parameters[0].device
         self._masks.clear()
+        self._outside.clear()
         reached = torch.zeros(len(self.parameters), self.n_tasks + 1, device=device)
         for p, movers in enumerate(self._movers):
             if movers is None:
@@ -145,12 +149,19 @@ class TaskHeads:
 
     def take_gradients(self, group: Sequence[int]) -> None:
         """Take the gradients of heads that no task of the group owns, so that a step leaves them as they are."""
-        for p, owner in enumerate(self.owners):
-            if owner == _SHARED or owner in group or p in self.split:
-                continue
-            weight = self.parameters[p]
-            # Nobody's: the head of a task without labels so far, or something that has not begun to move.
-            if owner != _NOBODY or (weight.grad is not None and not bool((weight.grad != 0).any())):
+        key = tuple(group)
+        if key not in self._outside:
+            heads = [p for p, owner in enumerate(self.owners) if owner != _SHARED and owner not in key and p not in self.split]
+            self._outside[key] = (
+                [self.parameters[p] for p in heads if self.owners[p] != _NOBODY],
+                [self.parameters[p] for p in heads if self.owners[p] == _NOBODY],
+            )
+        others, unknown = self._outside[key]
+        for weight in others:
+            weight.grad = None
+        for weight in unknown:
+            # The head of a task without labels so far, or something that has not begun to move.
+            if weight.grad is not None and not bool((weight.grad != 0).any()):
                 weight.grad = None
 
     def guarded(self, optimizer: Optimizer, group: Sequence[int], step: Callable[[], T]) -> T:
@@ -158,28 +169,27 @@ class TaskHeads:
         if not self.split or len(group) == self.n_tasks:
             return step()
         stills = {p: self._still(p, tuple(group)) for p in self.split}
-        before = self._split_tensors(optimizer)
-        kept = [value * _like(stills[p], value) for (p, _), value in before.items()]
+        kept = {name: value.clone() for name, value in self._split_tensors(optimizer).items()}
         result = step()
         with torch.no_grad():
-            flows = {p: 1 - still for p, still in stills.items()}
-            after = self._split_tensors(optimizer)
-            # State that the step has made anew begins with what is active.
-            for (p, _), value in after.items():
-                value.mul_(_like(flows[p], value))
-            for name, value in zip(before, kept, strict=True):
-                after[name].add_(value)
+            for name, value in self._split_tensors(optimizer).items():
+                old, still = kept.get(name), stills[name[0]]
+                if old is not None:
+                    torch.where(still, old, value, out=value)
+                else:
+                    # State that the step has made anew begins with what is active.
+                    value.masked_fill_(still, 0)
         return result
 
     def _still(self, p: int, group: tuple[int, ...]) -> Tensor:
-        """1 where a number of a split parameter is another task's and has no gradient, else 0."""
+        """Where a number of a split parameter is another task's and has no gradient."""
         weight = self.parameters[p]
         mask = self._masks.get((p, group))
         if mask is None:
-            mask = torch.stack([self.split[p] != k for k in [*group, _NOBODY]]).all(dim=0).to(weight.dtype)
+            mask = torch.stack([self.split[p] != k for k in [*group, _NOBODY]]).all(dim=0)
             self._masks[p, group] = mask
         # What the group does move was never one task's alone, such as a row of an embedding.
-        return mask if weight.grad is None else mask * (weight.grad == 0)
+        return mask if weight.grad is None else mask & (weight.grad == 0)
 
     def _split_tensors(self, optimizer: Optimizer) -> dict[tuple[int, str], Tensor]:
         """Split parameters, and the state of the same shape that an optimizer has of them."""
@@ -206,10 +216,7 @@ class TaskHeads:
         devices = [weight.device for weight in self.parameters]
         self.seen, self.owners = list(state["seen"]), list(state["owners"])
         self._masks.clear()
+        self._outside.clear()
         self.split = {int(p): owners.to(devices[int(p)]).clone() for p, owners in state["split"].items()}
         movers = {int(p): each.to(devices[int(p)]).clone() for p, each in state["movers"].items()}
         self._movers = [movers.get(p) for p in range(len(devices))]
-
-
-def _like(mask: Tensor, value: Tensor) -> Tensor:
-    return mask if mask.dtype == value.dtype else mask.to(value.dtype)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isnan
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -44,8 +45,10 @@ class _Batch:
     losses: Tensor | list[Tensor | None] = field(default_factory=list)
     values: Array = field(default_factory=lambda: np.empty(0))
     is_fresh: bool = False
-    # (K,) who was absent from a pass for all tasks, and so is from the whole batch; None before there was one.
-    absent: Any = None
+    # Tasks without a loss in the last pass.
+    missing: frozenset[int] = frozenset()
+    # Those of a pass for all tasks, who are absent from the whole batch; None before there was one.
+    absent: frozenset[int] | None = None
     first: Tensor | None = None
 
 
@@ -78,7 +81,7 @@ class GroupStep(UpdateStep):
         self._scaler = passes.scaler or getattr(getattr(getattr(fabric, "strategy", None), "precision", None), "scaler", None)
         check_scaler(fabric, passes.scaler, self._scaler, self._inner)
         self.own_rows = passes.own_rows
-        self._masks: dict[tuple[int, ...], Tensor] = {}
+        self._ones: dict[tuple[tuple[int, ...], torch.dtype], Tensor] = {}
         self.group = group_of(passes.data_parallel)
         self._parameters = [weight for each in self._inner.param_groups for weight in each["params"] if weight.requires_grad]
         self.randomness = CommonRandomness(self._parameters, enabled=passes.common_randomness)
@@ -146,12 +149,11 @@ class GroupStep(UpdateStep):
         """After the last group."""
 
     def _update(self, closure: Callable[..., Losses], batch: _Batch, members: list[int]) -> None:
-        if batch.absent is not None and batch.absent[members].all():
+        if batch.absent is not None and batch.absent.issuperset(members):
             return
         if not batch.is_fresh:
             self._forward(closure, batch, None if not self.own_rows or self._wants_all() else members)
-        is_absent = np.isnan(batch.values)
-        present = [k for k in members if not is_absent[k]] if is_absent.any() else members
+        present = [k for k in members if k not in batch.missing] if batch.missing else members
         self._saw(batch.values, present)
         if not present:
             # With losses of all tasks at hand the next group needs no pass: nothing has moved.
@@ -172,13 +174,16 @@ class GroupStep(UpdateStep):
         batch.losses, vector = self._by_task(found)
         vector = mean_losses(vector, self.group)
         batch.values = vector.cpu().numpy().astype(np.float64)
+        # The product is NaN if one of the losses is, and the quickest way to see it.
+        has_nan = isnan(batch.values.dot(batch.values))
+        batch.missing = frozenset(np.isnan(batch.values).nonzero()[0].tolist()) if has_nan else frozenset()
         if batch.first is None:
             batch.first = vector
         elif members is not None:
             batch.first = torch.where(batch.first.isnan(), vector, batch.first)
         batch.is_fresh = True
         if members is None:
-            batch.absent = np.isnan(batch.values)
+            batch.absent = batch.missing
         self.costs.forwards += 1 if members is None else len(members) / len(batch.losses)
 
     def _by_task(self, found: Losses) -> tuple[Tensor | list[Tensor | None], Tensor]:
@@ -207,7 +212,7 @@ class GroupStep(UpdateStep):
             self.heads = TaskHeads(self._parameters, self.n_tasks, self.group)
         if len(self.heads.seen) == self.n_tasks:
             return
-        unseen = self.heads.unseen([k for k, value in enumerate(batch.values) if not np.isnan(value)])
+        unseen = self.heads.unseen([k for k in range(self.n_tasks) if k not in batch.missing])
         if unseen:
             heads, losses = self.heads, [torch.tensor(torch.nan) if loss is None else loss for loss in batch.losses]
             go_back(self.fabric, lambda: heads.look(losses, unseen))
@@ -222,7 +227,7 @@ class GroupStep(UpdateStep):
             go_back(self.fabric, lambda: inner.backward(scaled))
         else:
             self.optimizer.zero_grad(set_to_none=self.passes.freeze_heads)
-            self._go_back(self._total(losses, present))
+            self._go_back(losses, present)
         self.costs.backwards += len(present) / len(losses) if self.own_rows else 1
         self.costs.updates += 1
         if self.heads is None:
@@ -232,31 +237,33 @@ class GroupStep(UpdateStep):
         self.heads.take_gradients(present)
         return self.heads.guarded(inner, present, self._step_optimizer)
 
-    def _total(self, losses: Tensor | list[Tensor | None], present: list[int]) -> Tensor | None:
-        """The sum of the losses of the tasks; a process whose batch lacks them takes part with zeros."""
+    def _go_back(self, losses: Tensor | list[Tensor | None], present: list[int]) -> None:
+        """Back from the losses of the tasks; a process whose batch lacks them takes part with zeros."""
         if isinstance(losses, Tensor):
-            if len(present) == len(losses) and self.group is None:
-                return losses.sum()
-            mask = self._masks.get(tuple(present))
-            if mask is None:
-                mask = torch.zeros(len(losses), dtype=torch.bool, device=losses.device)
-                mask[present] = True
-                self._masks[tuple(present)] = mask
-            return torch.where(mask if self.group is None else mask & ~losses.isnan(), losses, 0.0).sum()
-        parts = [loss.reshape(()) for k in present if (loss := losses[k]) is not None]
-        if self.group is not None:
-            parts = [torch.where(part.isnan(), 0.0, part) for part in parts]
-        return torch.stack(parts).sum() if parts else None
-
-    def _go_back(self, total: Tensor | None) -> None:
-        if total is None:
-            return
-        if self.passes.scaler is not None:
-            self.passes.scaler.scale(total).backward()
-        elif self.fabric is not None:
-            self.fabric.backward(total)
+            total, shares = losses, self._shares(losses, present)
         else:
-            total.backward()
+            parts = [loss.reshape(()) for k in present if (loss := losses[k]) is not None]
+            if self.group is not None:
+                parts = [torch.where(part.isnan(), 0.0, part) for part in parts]
+            if not parts:
+                return
+            total, shares = torch.stack(parts).sum(), None
+        if self.passes.scaler is not None:
+            self.passes.scaler.scale(total).backward(shares)
+        elif self.fabric is not None:
+            self.fabric.backward(total, shares)
+        else:
+            total.backward(shares)
+
+    def _shares(self, losses: Tensor, present: list[int]) -> Tensor:
+        """(K,) 1 for the tasks, else 0: the gradient of their sum by the losses, which saves to make the sum."""
+        key = (tuple(present), losses.dtype)
+        shares = self._ones.get(key)
+        if shares is None:
+            shares = torch.zeros(len(losses), dtype=losses.dtype, device=losses.device)
+            shares[present] = 1
+            self._ones[key] = shares
+        return shares if self.group is None else shares * ~losses.detach().isnan()
 
     def _step_optimizer(self) -> bool:
         if self._scaler is None:

@@ -154,7 +154,8 @@ class FitLoop:
             # The state dict is the module's own storage: only what has improved is copied.
             keep_better(self.best, self.module.state_dict(), improved.to(losses.device))
             spread = improved.to(losses.device).expand(len(losses)) if len(improved) == 1 else improved.to(losses.device)
-            self.best_losses = torch.where(spread, losses, self.best_losses)
+            # A net of several tasks has a row of losses.
+            self.best_losses = torch.where(spread.view(-1, *[1] * (losses.dim() - 1)), losses, self.best_losses)
             self.best_criteria = torch.where(improved, criteria, self.best_criteria)
         self.waited = torch.where(improved, 0, self.waited + active)
         # A loss that is no longer finite never comes back.
@@ -162,13 +163,8 @@ class FitLoop:
         self.unit_steps[active] = self.step
         self.curve.append((self.step, torch.where(active, criteria, self.curve[-1][1])))
 
-    @torch.no_grad()
     def _validation_losses(self, chosen: Tensor | None) -> Tensor:
-        self.module.eval()
-        parts = [self.look_losses.sums(self.module(x), labels) for x, labels in self.feed.validation(chosen)]
-        self.module.train()
-        sums, counts = (torch.stack(part).sum(dim=0) for part in zip(*parts, strict=True))
-        return sums / counts
+        return mean_losses(self.module, self.look_losses, self.feed.validation(chosen))
 
     def state_dict(self) -> dict[str, Any]:
         """All that the rest of the fit depends on."""
@@ -207,6 +203,16 @@ class FitLoop:
         if len(state["chosen"]) < len(self.waited):
             self._narrow(state["chosen"])
         self.curve = list(zip(state["curve_steps"], state["curve"], strict=True))
+
+
+@torch.no_grad()
+def mean_losses(module: nn.Module, losses: TaskLosses, batches: Iterator[Batch]) -> Tensor:
+    """Mean losses, in the shape that `losses` gives them, over all batches; the module looks in evaluation mode."""
+    module.eval()
+    parts = [losses.sums(module(x), labels) for x, labels in batches]
+    module.train()
+    sums, counts = (torch.stack(part).sum(dim=0) for part in zip(*parts, strict=True))
+    return sums / counts
 
 
 def save_checkpoint(path: Path, loop: FitLoop) -> None:

@@ -122,18 +122,29 @@ def similarity(affinity: Array, *, official: bool = False) -> Array:
         array([[ 1.   , -0.125],
                [-0.125,  1.   ]])
     """
-    own = np.diag(affinity)
     if official:
         with np.errstate(divide="ignore", invalid="ignore"):
-            scaled = affinity / own
+            scaled = affinity / np.diag(affinity)
         return (scaled + scaled.T) / 2
-    progress = own[own > 0]
-    floor = _FLOOR * float(np.median(progress)) if len(progress) else float(np.nanmax(np.abs(affinity), initial=0.0)) or 1.0
-    scaled = np.nan_to_num(affinity) / np.maximum(np.nan_to_num(own), floor)
+    scaled = in_own_progress(affinity)
     # Further off than a task is to itself says no more than that.
     symmetric = (scaled + scaled.T).clip(-2.0, 2.0) / 2
     np.fill_diagonal(symmetric, 1.0)
     return symmetric
+
+
+def in_own_progress(affinity: Array) -> Array:
+    """(K, K) effects in units of the target's own progress, guarded as in `similarity`; 0 for what has never been seen.
+
+    Examples:
+        >>> in_own_progress(np.array([[0.2, 0.1], [-0.1, 0.4]]))
+        array([[ 1.  ,  0.25],
+               [-0.5 ,  1.  ]])
+    """
+    own = np.diag(affinity)
+    progress = own[own > 0]
+    floor = _FLOOR * float(np.median(progress)) if len(progress) else float(np.nanmax(np.abs(affinity), initial=0.0)) or 1.0
+    return np.nan_to_num(affinity) / np.maximum(np.nan_to_num(own), floor)
 
 
 class DecayedMean:
@@ -231,15 +242,18 @@ class AffinityTracker:
 
     def affinity(self) -> Array:
         """(K, K) effects of rows on columns, NaN where none was seen; leaves everything as it is."""
-        if not self._waiting:
-            return self.effects.value()
-        effects = self.effects.copy()
-        _take_in(self._waiting, effects, self.sizes.copy(), self.is_signed.copy(), official=self.official)
-        return effects.value()
+        return self._with_waiting().value()
 
     def counts(self) -> NDArray[np.int64]:
-        """(K, K) observations that are in the means; those that wait are not."""
-        return self.effects.counts.copy()
+        """(K, K) observations, those that wait included; leaves everything as it is."""
+        return self._with_waiting().counts.copy()
+
+    def _with_waiting(self) -> DecayedMean:
+        if not self._waiting:
+            return self.effects
+        effects = self.effects.copy()
+        _take_in(self._waiting, effects, self.sizes.copy(), self.is_signed.copy(), official=self.official)
+        return effects
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, with what waits."""

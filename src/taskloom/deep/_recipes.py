@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
+
+from torch import nn
+from torch.optim import Optimizer
 
 from taskloom.deep._dominance_step import DominanceWatch
 from taskloom.deep._fit import NetFit, UpdateFactory, fit, fit_singles, new_net
+from taskloom.deep._flops import trunk_flops
 from taskloom.deep._nets import MLP, NetFactory
 from taskloom.deep._options import FitOptions
 from taskloom.deep._predictor import NetPredictor
-from taskloom.deep._update import SumStep
+from taskloom.deep._update import SumStep, UpdateStep
 from taskloom.tasks import Family, FitError, Recipe, RecipeFit, TaskData, register_recipe
 
 
@@ -43,7 +49,33 @@ class SingleRecipe(Recipe):
         best = fit_singles(self.net, train, validation, rates=rates, options=self.options, seed=seed)
         predictor = NetPredictor(best.nets, train.tasks, self.net, train.X.shape[1:])
         chosen = {"learning_rate": best.rates}
-        return RecipeFit(predictor, chosen, best.validation_loss, best.steps, best.total_steps, [best.curve])
+        fitted = RecipeFit(predictor, chosen, best.validation_loss, best.steps, best.total_steps, [best.curve])
+        fitted.batches, fitted.trunk_flops = best.steps, self._flops(best.nets, train, best.steps)
+        return fitted
+
+    def _flops(self, nets: Sequence[nn.Module], train: TaskData, steps: int) -> float | None:
+        """Of all nets together; None where they are of different make, as only the sum of their steps is known."""
+        widths = {task.n_outputs: net for task, net in zip(train.tasks, nets, strict=True)}
+        found = {trunk_flops(net, train.X.shape[1:]) for net in widths.values()}
+        known = found.pop()
+        return None if found or known is None else steps * self.options.batch_size * sum(known)
+
+
+@dataclass
+class Candidate:
+    """A net trained at one learning rate, and what a report can know of its training.
+
+    Attributes:
+        fit: the net.
+        steps: optimizer steps.
+        passes: forward and backward passes of a batch through the trunk, in all; None: unknown.
+        found: fields of a `RecipeFit`.
+    """
+
+    fit: NetFit
+    steps: int
+    passes: tuple[float, float] | None
+    found: dict[str, Any] = field(default_factory=dict)
 
 
 @register_recipe
@@ -77,21 +109,22 @@ class JointRecipe(Recipe):
     def fit(self, train: TaskData, validation: TaskData, *, seed: int, budget: int = 4) -> RecipeFit:
         """Train one net at each of `budget` learning rates and keep the best; `dominance` is that of the kept one."""
         rates = self.options.candidate_rates(budget)
-        watches = [DominanceWatch([task.name for task in train.tasks], self.dominance_every) for _ in rates]
-        fits = [self._fit_one(train, validation, seed, *how) for how in zip(rates, watches, strict=True)]
-        alive = [i for i, one in enumerate(fits) if not one.failed]
+        tried = [self.try_rate(train, validation, seed, rate) for rate in rates]
+        alive = [i for i, one in enumerate(tried) if not one.fit.failed]
         if not alive:
             raise FitError(f"every learning rate of {rates} diverged; try smaller ones")
-        chosen = min(alive, key=lambda i: fits[i].validation_loss.mean())
-        best = fits[chosen]
+        place = min(alive, key=lambda i: tried[i].fit.validation_loss.mean())
+        best = tried[place]
+        found: dict[str, Any] = {"curves": [best.fit.curve]} | best.found
+        found["chosen"] = {"learning_rate": rates[place]} | found.get("chosen", {})
         return RecipeFit(
-            predictor=NetPredictor([best.net], train.tasks, self.net, train.X.shape[1:]),
-            chosen={"learning_rate": rates[chosen]},
-            validation_loss=best.validation_loss,
+            predictor=NetPredictor([best.fit.net], train.tasks, self.net, train.X.shape[1:]),
+            validation_loss=best.fit.validation_loss,
             steps=best.steps,
-            total_steps=sum(one.steps for one in fits),
-            curves=[best.curve],
-            dominance=watches[chosen].found(),
+            total_steps=sum(one.steps for one in tried),
+            batches=best.fit.steps,
+            trunk_flops=self._flops(best, train),
+            **found,
         )
 
     def baseline(self) -> SingleRecipe:
@@ -102,7 +135,26 @@ class JointRecipe(Recipe):
         """What moves the weights in each step; recipes of one net differ in it."""
         return SumStep
 
-    def _fit_one(self, train: TaskData, validation: TaskData, seed: int, rate: float, watch: DominanceWatch) -> NetFit:
+    def try_rate(self, train: TaskData, validation: TaskData, seed: int, rate: float) -> Candidate:
+        """Train one net at one learning rate."""
         net = new_net(self.net, train.X.shape[1:], train.tasks, seed)
+        watch, made = DominanceWatch([task.name for task in train.tasks], self.dominance_every), list[UpdateStep]()
+        update = partial(_noted, self.update(), made)
         options = replace(self.options, learning_rate=rate)
-        return fit(net, train, validation, options=options, seed=seed, update=watch.over(self.update(), net))
+        found = fit(net, train, validation, options=options, seed=seed, update=watch.over(update, net))
+        each = made[0].trunk_passes(train.n_tasks)
+        passes = None if each is None else (found.steps * each[0], found.steps * each[1])
+        return Candidate(found, found.steps, passes, {"dominance": watch.found()})
+
+    def _flops(self, best: Candidate, train: TaskData) -> float | None:
+        known = trunk_flops(best.fit.net, train.X.shape[1:])
+        if known is None or best.passes is None:
+            return None
+        rows = self.options.batch_size * (1 if train.is_shared else train.n_tasks)
+        return float(round(rows * (best.passes[0] * known[0] + best.passes[1] * known[1])))
+
+
+def _noted(update: UpdateFactory, made: list[UpdateStep], optimizer: Optimizer, fabric: Any) -> UpdateStep:
+    """A step of that make, which is kept to be asked later."""
+    made.append(update(optimizer, fabric))
+    return made[-1]

@@ -42,6 +42,10 @@ class ScalarizedStep(UpdateStep):
         self.own: Optimizer | None = None
         self.last: Tensor | None = None
 
+    def trunk_passes(self, n_tasks: int) -> tuple[float, float]:
+        """One of each, and a second forward one for a scalarizer that looks at the losses after the step."""
+        return (2.0 if hasattr(self.scalarizer or self.make(n_tasks), "update") else 1.0), 1.0
+
     def step(self, closure: Callable[[], Tensor]) -> Tensor:
         """One step down the scalarized losses."""
         self.optimizer.zero_grad()

@@ -27,7 +27,7 @@ from taskloom.deep._group_passes import GroupPasses, Tasks
 from taskloom.deep._group_step import GroupStep, Losses
 from taskloom.deep._proximal_affinity import AffinityTracker, Flags, similarity
 from taskloom.deep._task_groups import Preference, group_tasks
-from taskloom.tasks import Array, OptionError, unknown
+from taskloom.tasks import Array, OptionError, Rows, unknown
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -198,6 +198,16 @@ class SelectiveGroups(GroupStep):
     def affinity(self) -> Array:
         """(K, K) mean effect of each task's updates (rows) on each task's loss (columns), as a share of it; NaN: never seen."""
         return np.empty((0, 0)) if self._tracker is None else self._tracker.affinity()
+
+    @property
+    def names(self) -> list[Any]:
+        """K names in the order of `affinity`, or numbers where no names were given."""
+        return list(self._names or range(self.n_tasks or 0))
+
+    @property
+    def observations(self) -> Rows:
+        """(K, K) how often each effect was seen; with `compat="official"` what was never seen has an affinity of 0."""
+        return np.empty((0, 0), dtype=np.int64) if self._tracker is None else self._tracker.counts()
 
     @property
     def similarity(self) -> Array:

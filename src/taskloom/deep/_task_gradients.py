@@ -82,6 +82,10 @@ class TaskGradientStep(UpdateStep):
         self.parameters: list[Tensor] = [weight for group in optimizer.param_groups for weight in group["params"]]
         self.shared: list[bool] | None = None
 
+    def trunk_passes(self, n_tasks: int) -> tuple[float, float]:
+        """One forward, and one backward for each task."""
+        return 1.0, float(n_tasks)
+
     def step(self, closure: Callable[[], Tensor]) -> Tensor:
         """One step; tasks without labels in the batch take no part."""
         losses = closure()

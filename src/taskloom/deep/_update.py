@@ -37,6 +37,10 @@ class UpdateStep(ABC):
             net: the caller's, on its device.
         """
 
+    def trunk_passes(self, n_tasks: int) -> tuple[float, float] | None:  # noqa: ARG002
+        """Forward and backward passes through the trunk in a step, with all K tasks in the batch; None: unknown."""
+        return None
+
     @abstractmethod
     def step(self, closure: Callable[..., Tensor]) -> Tensor:
         """Move the weights once.
@@ -68,6 +72,10 @@ class SumStep(UpdateStep):
 
     def __init__(self, optimizer: Optimizer, fabric: Fabric) -> None:
         self.optimizer, self.fabric = optimizer, fabric
+
+    def trunk_passes(self, n_tasks: int) -> tuple[float, float]:  # noqa: ARG002
+        """One of each."""
+        return 1.0, 1.0
 
     def step(self, closure: Callable[[], Tensor]) -> Tensor:
         """One step down the summed losses of the tasks that are present."""

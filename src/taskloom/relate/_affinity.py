@@ -155,6 +155,84 @@ class Affinity:
             out[off] = (gains[off] - low) / (high - low)
         return np.nan_to_num(out, nan=0.0)
 
+    def filled(self) -> Affinity:
+        """The same where pairs that are not known count as the least gain that is, and a note says how many those are.
+
+        `similarity` does so too; `select` refuses what is not known.
+
+        Raises:
+            DataError: no pair is known.
+
+        Examples:
+            >>> Affinity(np.array([[0.0, np.nan], [0.2, 0.0]]), ["sun", "rain"]).filled()["sun", "rain"]
+            0.2
+        """
+        missing = np.isnan(self.values) & ~np.eye(self.n_tasks, dtype=bool)
+        if not missing.any():
+            return self
+        if missing.sum() == self.n_tasks * (self.n_tasks - 1):
+            raise DataError(f"`{self.measure}` knows no pair of the {self.n_tasks} tasks, all are NaN; take another measure")
+        worst = (np.nanmin if self.higher_is_better else np.nanmax)(self.off_diagonal)
+        note = f"{missing.sum()} of {self.n_tasks * (self.n_tasks - 1)} pairs are not known and count as the least gain"
+        return replace(self, values=np.where(missing, worst, self.values), notes=[*self.notes, note])
+
+    def relation(self) -> Array:
+        """(K, K) gains from -1 to 1 with their direction, 1 on the diagonal: what a heat map beside others can show.
+
+        Gains are divided by the greatest of them, up or down from `zero`, which becomes 0; where only their order means
+        something, the least becomes -1 and the greatest 1. Constant gains are 0, pairs that are not known are the least.
+
+        Examples:
+            >>> Affinity(np.array([[0.0, 0.4], [-0.2, 0.0]]), ["sun", "rain"], zero=0.0).relation()
+            array([[ 1. ,  1. ],
+                   [-0.5,  1. ]])
+        """
+        off = ~np.eye(self.n_tasks, dtype=bool)
+        known = self.gains[off & ~np.isnan(self.gains)]
+        out = np.eye(self.n_tasks)
+        if not len(known):
+            return out
+        if self.zero is not None:
+            middle = self.zero if self.higher_is_better else -self.zero
+            reach = float(np.abs(known - middle).max())
+        else:
+            middle, reach = (known.max() + known.min()) / 2, float(np.ptp(known)) / 2
+        if reach > 0:
+            out[off] = (np.nan_to_num(self.gains[off], nan=float(known.min())) - middle) / reach
+        return out.clip(-1.0, 1.0)
+
+    def weights(self, tasks: Sequence[str] | None = None) -> Array:
+        """(K, K) symmetric weights from 0 to 1, 0 on the diagonal: the graph that `taskloom.linear.Graph` takes.
+
+        A graph pulls together and never pushes apart. So where the measure has a `zero`, tasks that hurt each other, in the
+        mean of both directions, are not joined, as are those that nothing is known of; other gains are divided by the greatest.
+        Where only the order means something the weights are those of `similarity`.
+
+        Args:
+            tasks: all names in the order that is wanted, such as `tasks_` of a fitted model; None: the affinity's own.
+
+        Raises:
+            DataError: other names than the affinity's.
+
+        Examples:
+            >>> A = np.array([[0.0, 0.4, -0.2], [0.2, 0.0, 0.1], [0.0, 0.2, 0.0]])
+            >>> Affinity(A, ["sun", "rain", "wind"], zero=0.0).weights().round(2)
+            array([[0. , 1. , 0. ],
+                   [1. , 0. , 0.5],
+                   [0. , 0.5, 0. ]])
+        """
+        names = list(self.tasks) if tasks is None else [str(name) for name in tasks]
+        if sorted(names) != sorted(self.tasks):
+            raise DataError(f"`tasks` are {', '.join(names)}; need {', '.join(self.tasks)} in any order")
+        out = self.similarity()
+        if self.zero is not None:
+            above = self.gains - (self.zero if self.higher_is_better else -self.zero)
+            filled = np.where(np.isnan(above), above.T, above)
+            out = np.maximum(np.nan_to_num((filled + filled.T) / 2), 0.0)
+        np.fill_diagonal(out, 0.0)
+        order = [list(self.tasks).index(name) for name in names]
+        return out[np.ix_(order, order)] / (out.max() or 1.0)
+
     def agreement(self, other: Affinity) -> float:
         """Correlation of the gains of the pairs that both know; NaN where one is constant.
 
@@ -209,8 +287,11 @@ class Affinity:
             ) from error
         if metadata.get("format") != FORMAT or metadata.get("version") != str(VERSION):
             raise DataError(f"`path`='{path}' is no affinity of version {VERSION}; measure it anew with this taskloom")
-        head["cost"], stability = Cost(**head["cost"]), head.pop("stability")
-        return cls(values, stability=np.nan if stability is None else stability, **head)
+        try:
+            head["cost"], stability = Cost(**head["cost"]), head.pop("stability")
+            return cls(values, stability=np.nan if stability is None else stability, **head)
+        except (KeyError, TypeError) as error:
+            raise DataError(f"`path`='{path}' is a damaged affinity ({error}); measure it anew") from error
 
     def plot(self) -> go.Figure:
         """A heat map, tasks that are alike beside each other."""

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from taskloom.deep import SumStep, UpdateStep, fit
+from taskloom.deep import SumStep, UpdateStep, fit, is_shared, task_gradients
 from taskloom.relate._affinity import Affinity, Cost
 from taskloom.relate._options import MeasureOptions, Model
 from taskloom.relate._readings import new_net
@@ -149,12 +149,8 @@ class GradientWatch(Watch):
         losses = self.losses(closure, weights)
         present = torch.nonzero(~losses.detach().isnan()).squeeze(1)
         if len(present) > 1:
-            chosen = losses[present]
-            eye = torch.eye(len(present), dtype=chosen.dtype, device=chosen.device)
-            moved = [weights[name] for name in names]
-            found = torch.autograd.grad(chosen, moved, eye, is_grads_batched=True, allow_unused=True)
-            pairs = zip(names, found, strict=True)
-            gradients = {name: jac for name, jac in pairs if jac is not None and _is_shared(jac)}
+            found = task_gradients(losses[present], [weights[name] for name in names])
+            gradients = {name: jac for name, jac in zip(names, found, strict=True) if is_shared(jac)}
             if self.shared is None:
                 self.shared = [*gradients]
             if not gradients:
@@ -202,10 +198,6 @@ class GradientWatch(Watch):
         """Go on from a `state_dict`."""
         self.mean.sums, self.mean.counts = (state[name].cpu().numpy().copy() for name in ("sums", "counts"))
         self.mean.seen, self.shared = int(state["seen"]), list(state["shared"]) or None
-
-
-def _is_shared(jac: Tensor) -> bool:
-    return bool(((jac != 0).sum(dim=0) > 1).any())
 
 
 @dataclass

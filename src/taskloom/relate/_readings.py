@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from taskloom.deep import SharedBottom
+from taskloom.deep import SharedBottom, is_shared, task_gradients
+from taskloom.deep import new_net as net_of_seed
 from taskloom.relate._options import Model
 from taskloom.relate._probe import Probe
 from taskloom.relate._rows import labels_of
@@ -109,9 +110,7 @@ def new_net(model: Model, data: TaskData, tasks: Sequence[Task], seed: int) -> n
         return copy.deepcopy(model)
     if not callable(model):
         raise OptionError(f"`model`={model!r}: give a net, or what makes one, such as `MLP()`")
-    with torch.random.fork_rng():
-        torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
-        return model(data.X.shape[1:], tasks)
+    return net_of_seed(model, data.X.shape[1:], tasks, seed)
 
 
 def tensor_of(data: TaskData, rows: np.ndarray | slice, net: nn.Module) -> Tensor:
@@ -184,10 +183,9 @@ def _names_in_common(net: nn.Module, x: Tensor, reading: ColumnReading) -> list[
     named = dict(net.named_parameters())
     with torch.enable_grad():
         outputs = net(x)
-    cotangents = reading.back(torch.ones(len(x), *reading.index.shape, dtype=outputs.dtype))
-    found = torch.autograd.grad(outputs, [*named.values()], cotangents, is_grads_batched=True, allow_unused=True)
-    pairs = zip(named, found, strict=True)
-    return [name for name, jac in pairs if jac is not None and ((jac != 0).sum(dim=0) > 1).any()]
+        of_tasks = torch.stack([outputs[:, columns.unique()].sum() for columns in reading.index])
+    jacobians = task_gradients(of_tasks, [*named.values()])
+    return [name for name, jac in zip(named, jacobians, strict=True) if is_shared(jac)]
 
 
 def loss_gradients(outputs: Tensor, labels: Tensor, tasks: Sequence[Task]) -> Tensor:

@@ -98,14 +98,14 @@ def _table_costs(costs: Costs, table: GroupGains) -> Array:
     if costs is None:
         return np.asarray(table.costs)
     if callable(costs):
-        return _called(cast("CostOf", costs), table.members, table.tasks or [])
+        return costs_of(cast("CostOf", costs), table.members, table.tasks or [])
     given = np.asarray(costs, dtype=np.float64)
     if given.shape != (table.n_groups,) or not (np.isfinite(given) & (given > 0)).all():
         raise OptionError(f"`costs` has shape {given.shape}; need ({table.n_groups},) positive numbers, one for each group")
     return given
 
 
-def _called(costs: CostOf, members: Members, tasks: Sequence[str]) -> Array:
+def costs_of(costs: CostOf, members: Members, tasks: Sequence[str]) -> Array:
     """(G,) what a function asks for each group."""
     out = np.array([float(costs(tuple(tasks[i] for i in np.flatnonzero(row)))) for row in members])
     bad = ~(np.isfinite(out) & (out > 0))
@@ -162,7 +162,7 @@ class _Pairs:
         return self._solved(sets, self._costs(sets), "milp", self.time_limit)
 
     def _costs(self, sets: Members) -> Array:
-        return np.ones(len(sets)) if self.costs is None else _called(cast("CostOf", self.costs), sets, self.tasks)
+        return np.ones(len(sets)) if self.costs is None else costs_of(cast("CostOf", self.costs), sets, self.tasks)
 
     def _solved(self, sets: Members, costs: Array, method: str, time_limit: float) -> Groups:
         values = mean_gains(self.gains, self.alone, sets)

@@ -205,7 +205,9 @@ class Coordinator(ABC):
                 return f"`{name}` has shape {np.shape(value)}; need {wanted}, features x tasks of the site"
             if np.isnan(value).any() or (name == "columns" and np.isinf(value).any()):
                 return f"`{name}` holds a number that is not finite; check the rows of the site for extreme values"
-        if message.columns is not None and (norm := float(np.linalg.norm(message.columns))) > self.max_norm:
+        with np.errstate(over="ignore"):
+            norm = 0.0 if message.columns is None else float(np.linalg.norm(message.columns))
+        if norm > self.max_norm:
             return f"`columns` have the norm {norm:.1e}, above {self.max_norm:g}; check the units of the site's rows"
         if message.sequence > 0 and message.columns is None and message.intercepts is None:
             return "there are no `columns` in it"

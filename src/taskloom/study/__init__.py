@@ -13,8 +13,10 @@ from typing import Any
 # The rooms below register their recipes when they are imported.
 import taskloom.deep
 import taskloom.linear
+import taskloom.relate
 import taskloom.sites  # noqa: F401
 from taskloom.study._compare import RecipeInfo, Summary, Verdict
+from taskloom.study._controls import Contrast
 from taskloom.study._demo import DEMO_RECIPES, DEMO_TARGET, demo_data, save_csv
 from taskloom.study._model import Model, fit_model, load_model
 from taskloom.study._options import StudyOptions
@@ -26,6 +28,7 @@ from taskloom.study._verdict import Interval, holm, paired_interval
 __all__ = [
     "DEMO_RECIPES",
     "DEMO_TARGET",
+    "Contrast",
     "Interval",
     "Model",
     "RecipeInfo",

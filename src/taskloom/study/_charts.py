@@ -23,8 +23,8 @@ COLOURS = ("#0072B2", "#E69F00", "#CC79A7", "#009E73", "#56B4E9", "#D55E00", "#0
 _CONFIG = {"displayModeBar": False, "responsive": True}
 
 
-def gain_chart(study: Outcome, verdicts: Sequence[Verdict]) -> go.Figure:
-    """Gain of every task over its baseline with the interval, tasks from most helped to most hurt."""
+def gain_chart(study: Outcome, verdicts: Sequence[Verdict], over: str = "the single-task baseline") -> go.Figure:
+    """Gain of every task over what it is held against, with the interval; tasks from most helped to most hurt."""
     ordered = sorted(verdicts, key=lambda verdict: verdict.gain)
     figure = go.Figure()
     for word, colour in VERDICT_COLOURS.items():
@@ -52,7 +52,7 @@ def gain_chart(study: Outcome, verdicts: Sequence[Verdict]) -> go.Figure:
     figure.add_vline(x=0, line={"color": "#444", "width": 1})
     metrics = ", ".join(dict.fromkeys(task.metric for task in study.tasks))
     limits, n_beyond = _readable_range(ordered)
-    title = f"gain in {metrics} over the single-task baseline (right of 0 is better)"
+    title = f"gain in {metrics} over {over} (right of 0 is better)"
     title += f"<br>intervals that reach beyond this window: {n_beyond}" if n_beyond else ""
     figure.update_layout(
         height=120 + 26 * len(ordered),

@@ -6,7 +6,7 @@ Letters: K tasks, S seeds.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,10 @@ from taskloom.tasks import Array, Recipe, Task
 
 @dataclass(frozen=True)
 class RecipeInfo:
-    """What a report says of a recipe: see `Recipe` for the fields."""
+    """What a report says of a recipe: see `Recipe` for the fields.
+
+    `controls` has the labels of its controls in the study, by what they have in common with it.
+    """
 
     label: str
     name: str
@@ -28,12 +31,13 @@ class RecipeInfo:
     summary: str
     paper: str
     settings: dict[str, Any] = field(default_factory=dict)
+    controls: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, recipe: Recipe) -> RecipeInfo:
+    def of(cls, recipe: Recipe, controls: Mapping[str, str] | None = None) -> RecipeInfo:
         """The information of a recipe."""
         known = (recipe.label, recipe.name, recipe.family, recipe.is_baseline, recipe.summary, recipe.paper)
-        return cls(*known, recipe.settings())
+        return cls(*known, recipe.settings(), dict(controls or {}))
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,8 @@ class Summary:
         steps: median optimizer steps of the chosen model.
         total_steps: median optimizer steps of all candidates.
         peak_mb: median rise of memory while fitting.
+        batches: median batches of the chosen model; None where there are none.
+        trunk_flops: median floating-point operations of the chosen model's training in what tasks share; None: not counted.
     """
 
     recipe: str
@@ -101,6 +107,8 @@ class Summary:
     steps: int
     total_steps: int
     peak_mb: float
+    batches: int | None = None
+    trunk_flops: float | None = None
 
 
 @dataclass(frozen=True)
@@ -118,24 +126,25 @@ def compare(
     tasks: Sequence[Task], recipes: Sequence[RecipeInfo], units: Sequence[Unit], confidence: float
 ) -> tuple[list[Verdict], list[Summary]]:
     """Verdicts of all recipes that are no baselines, and summaries of all recipes."""
-    by_recipe: dict[str, dict[int, Unit]] = {info.label: {} for info in recipes}
-    for unit in units:
-        by_recipe[unit.recipe][unit.seed] = unit
+    by_recipe = {info.label: units_by_seed(units, info.label) for info in recipes}
     verdicts: list[Verdict] = []
     summaries = []
     for info in recipes:
         own = by_recipe[info.label]
         baselines = {b.label: by_recipe[b.label] for b in recipes if b.is_baseline and b.family == info.family}
-        paired = None if info.is_baseline else _pair(tasks, own, baselines)
-        # Seeds without a model, the recipe's or its only baseline's, are missing from the differences.
-        is_partial = paired is not None and len(paired.gains) < len(own)
-        found = [] if paired is None else _judge(info.label, tasks, paired, confidence, is_partial)
+        paired = None if info.is_baseline else pair(tasks, own, baselines)
+        found = [] if paired is None else judge(info.label, tasks, paired, confidence, len(own))
         verdicts += found
         summaries.append(_summarise(info.label, tasks, paired, found, list(own.values()), confidence))
     return verdicts, summaries
 
 
-def _pair(tasks: Sequence[Task], own: dict[int, Unit], baselines: dict[str, dict[int, Unit]]) -> Comparison | None:
+def units_by_seed(units: Sequence[Unit], label: str) -> dict[int, Unit]:
+    """The units of one recipe."""
+    return {unit.seed: unit for unit in units if unit.recipe == label}
+
+
+def pair(tasks: Sequence[Task], own: dict[int, Unit], baselines: dict[str, dict[int, Unit]]) -> Comparison | None:
     """Scores of a recipe beside those of its baseline on the seeds where both have a model."""
     labels = list(baselines)
     seeds = [seed for seed, unit in own.items() if not unit.error and any(not baselines[b][seed].error for b in labels)]
@@ -157,7 +166,9 @@ def _pair(tasks: Sequence[Task], own: dict[int, Unit], baselines: dict[str, dict
     return Comparison(scores, reference, signs * (scores - reference), most, test_ratio)
 
 
-def _judge(label: str, tasks: Sequence[Task], paired: Comparison, confidence: float, is_partial: bool) -> list[Verdict]:
+def judge(label: str, tasks: Sequence[Task], paired: Comparison, confidence: float, n_seeds: int) -> list[Verdict]:
+    """A verdict for each task; undecided where one of the two has no model on one of the seeds."""
+    is_partial = len(paired.gains) < n_seeds
     intervals = [paired_interval(paired.gains[:, t], paired.test_ratio[t], confidence) for t in range(len(tasks))]
     corrected = holm([interval.p_value for interval in intervals])
     verdicts = []
@@ -175,16 +186,24 @@ def _judge(label: str, tasks: Sequence[Task], paired: Comparison, confidence: fl
     return verdicts
 
 
+def overall(
+    tasks: Sequence[Task], paired: Comparison | None, confidence: float
+) -> tuple[float | None, float | None, float | None]:
+    """The mean gain over tasks and its interval; None where the tasks' metrics are not on one scale."""
+    if paired is None or len({task.metric for task in tasks}) > 1 or not tasks[0].scorer.unit_free:
+        return None, None, None
+    interval = paired_interval(paired.gains.mean(axis=1), float(paired.test_ratio.mean()), confidence)
+    return interval.mean, *_ends(interval)
+
+
 def _summarise(
     label: str, tasks: Sequence[Task], paired: Comparison | None, verdicts: Sequence[Verdict], units: Sequence[Unit],
     confidence: float,
 ) -> Summary:  # fmt: skip
     words = [verdict.word for verdict in verdicts]
-    gain = low = high = None
-    if paired is not None and len({task.metric for task in tasks}) == 1 and tasks[0].scorer.unit_free:
-        overall = paired_interval(paired.gains.mean(axis=1), float(paired.test_ratio.mean()), confidence)
-        gain, (low, high) = overall.mean, _ends(overall)
+    gain, low, high = overall(tasks, paired, confidence)
     finished = [unit for unit in units if not unit.error] or list(units)
+    batches, flops = _median([unit.batches for unit in finished]), _median([unit.trunk_flops for unit in finished])
     return Summary(
         recipe=label,
         baseline="" if paired is None else Counter(paired.baselines).most_common(1)[0][0],
@@ -199,7 +218,15 @@ def _summarise(
         steps=int(np.median([unit.steps for unit in finished])),
         total_steps=int(np.median([unit.total_steps for unit in finished])),
         peak_mb=float(np.median([unit.peak_mb for unit in finished])),
+        batches=None if batches is None else int(batches),
+        trunk_flops=flops,
     )
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    """None where one is unknown."""
+    known = [value for value in values if value is not None]
+    return float(np.median(known)) if known and len(known) == len(values) else None
 
 
 def _ends(interval: Interval) -> tuple[float | None, float | None]:

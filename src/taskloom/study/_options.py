@@ -20,6 +20,8 @@ class StudyOptions:
         fractions: of training, validation and test rows in every split.
         budget: candidates (learning rates, strengths) that every recipe may try on validation rows.
         confidence: of the intervals, and one minus the error rate of the verdicts.
+        controls: train the controls of recipes that ask for some, as `selective` does, beside them; False adds none, and a
+            recipe is compared with those of its controls that were named.
         cache: folder of finished fits; True picks `TASKLOOM_CACHE`, else the user's cache folder; False keeps nothing.
 
     Raises:
@@ -30,6 +32,7 @@ class StudyOptions:
     budget: int = 3
     confidence: float = 0.95
     cache: bool | str | Path = True
+    controls: bool = True
 
     def __post_init__(self) -> None:
         if self.budget < 1:

@@ -12,9 +12,10 @@ from typing import Any, Self
 
 from taskloom.study._cache import environment
 from taskloom.study._compare import RecipeInfo, Summary, Verdict, compare
+from taskloom.study._controls import Contrast, contrast
 from taskloom.study._options import StudyOptions
 from taskloom.study._unit import Unit
-from taskloom.study._words import overall_sentence, recipe_sentence, seeds_sentence
+from taskloom.study._words import contrast_sentence, overall_sentence, recipe_sentence, seeds_sentence
 from taskloom.tasks import DataError, Task
 
 RESULTS_FORMAT = "taskloom-study"
@@ -57,12 +58,18 @@ class Outcome:
         """One for each recipe."""
         return self._compared[1]
 
+    @cached_property
+    def contrasts(self) -> list[Contrast]:
+        """One for each recipe and each of its controls in the study."""
+        return contrast(self.tasks, self.recipes, self.units, self.options.confidence)
+
     def verdicts_of(self, recipe: str) -> list[Verdict]:
         """The verdicts of one recipe, by its label, in the order of the tasks."""
         return [verdict for verdict in self.verdicts if verdict.recipe == recipe]
 
     def words(self) -> list[str]:
-        """The outcome in sentences: one overall, then one for each recipe that is no baseline."""
+        """The outcome in sentences: one overall, one for each recipe that is no baseline, and one for each control of one."""
+        summaries = {summary.recipe: summary for summary in self.summaries}
         errors = {unit.recipe: unit.error for unit in self.units if unit.error}
         baselines = {info.label for info in self.recipes if info.is_baseline}
         sentences = [
@@ -72,6 +79,7 @@ class Outcome:
                 for summary in self.summaries
                 if summary.recipe not in baselines or summary.failed
             ),
+            *(contrast_sentence(each, summaries[each.recipe], summaries[each.control]) for each in self.contrasts),
             seeds_sentence(self.summaries, len(self.seeds)),
         ]
         return [sentence for sentence in sentences if sentence]
@@ -91,6 +99,7 @@ class Outcome:
             "environment": self.environment,
             "summaries": [dataclasses.asdict(summary) for summary in self.summaries],
             "verdicts": [dataclasses.asdict(verdict) for verdict in self.verdicts],
+            "contrasts": [dataclasses.asdict(each) for each in self.contrasts],
             "units": [unit.to_json() for unit in self.units],
         }
 

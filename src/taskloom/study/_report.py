@@ -12,6 +12,8 @@ from plotly.offline import get_plotlyjs
 
 from taskloom.study._charts import curve_chart, gain_chart, relation_chart, to_html
 from taskloom.study._dominance import dominance_chart, dominance_sentence, left_out_sentence, pool
+from taskloom.study._group_history import affinity_chart, found_histories, history_sentence, membership_chart
+from taskloom.study._groups import found_groups, graph_chart, groups_sentence, tree_chart
 from taskloom.study._outcome import Outcome
 
 _TEMPLATES = resources.files("taskloom.study") / "templates"
@@ -33,6 +35,7 @@ def render_report(study: Outcome) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["signed"] = lambda value: f"{value:+.4f}"
     environment.filters["marked"] = _code_marks
+    environment.filters["amount"] = lambda value: "-" if value is None else f"{value:,}" if value < 1e6 else f"{value:.3g}"
     template = environment.from_string((_TEMPLATES / "report.html.j2").read_text(encoding="utf-8"))
     words = study.words()
     sections = [
@@ -69,10 +72,52 @@ def render_report(study: Outcome) -> str:
         scores=_score_rows(study),
         relations=relations,
         dominance=dominance,
+        groups=_group_sections(study),
+        contrasts=_contrast_sections(study),
+        histories=_history_sections(study),
+        costs={summary.recipe: summary for summary in study.summaries},
         curves=Markup(to_html(curves, "curves")) if curves.data else "",  # noqa: S704
         plotly_js=Markup(get_plotlyjs()),  # noqa: S704
         settings=json.dumps({"options": _options(study), "environment": study.environment}, indent=2),
     )
+
+
+def _group_sections(study: Outcome) -> list[dict[str, Any]]:
+    """The groups of every recipe that made some, with their pictures."""
+    sections = []
+    for number, found in enumerate(found_groups(study.units, [task.name for task in study.tasks])):
+        figures = {"tree": tree_chart(found), "graph": graph_chart(found)}
+        charts = {
+            kind: Markup(to_html(figure, f"groups-{kind}-{number}"))  # noqa: S704
+            for kind, figure in figures.items()
+            if figure is not None
+        }
+        sections.append({"found": found, "sentence": groups_sentence(found), "charts": charts})
+    return sections
+
+
+def _contrast_sections(study: Outcome) -> list[dict[str, Any]]:
+    """Every recipe that has controls, with a comparison for each of them."""
+    sections: dict[str, list[dict[str, Any]]] = {}
+    for number, each in enumerate(study.contrasts):
+        # The name of a recipe is the user's, and plotly would take it for markup.
+        chart = to_html(gain_chart(study, each.verdicts, "the control"), f"contrast-{number}") if each.verdicts else ""
+        sections.setdefault(each.recipe, []).append({"contrast": each, "chart": Markup(chart)})  # noqa: S704
+    return [{"label": label, "parts": parts} for label, parts in sections.items()]
+
+
+def _history_sections(study: Outcome) -> list[dict[str, Any]]:
+    """The groups of every recipe that changed them while it trained."""
+    sections = []
+    for number, history in enumerate(found_histories(study.units, [task.name for task in study.tasks])):
+        figures = {"membership": membership_chart(history), "affinity": affinity_chart(history)}
+        charts = {
+            kind: Markup(to_html(figure, f"history-{kind}-{number}"))  # noqa: S704
+            for kind, figure in figures.items()
+            if figure is not None
+        }
+        sections.append({"label": history.recipe, "sentence": history_sentence(history), "charts": charts})
+    return sections
 
 
 def _options(study: Outcome) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import joblib
 from rich.table import Table
 
 from taskloom.study._cache import UnitCache
-from taskloom.study._compare import RecipeInfo
+from taskloom.study._controls import described, with_controls
 from taskloom.study._options import StudyOptions, seed_list
 from taskloom.study._outcome import Outcome
 from taskloom.study._progress import progress_bar
@@ -41,7 +41,7 @@ class Study(Outcome):
     """The outcome of a study, with its table, its report and its results file.
 
     The attributes are those of `Outcome`: `tasks`, `data`, `recipes`, `seeds`, `options`, `units`, `environment`, and what
-    follows from them: `verdicts`, `summaries`, `words()`.
+    follows from them: `verdicts`, `summaries`, `contrasts`, `words()`.
     """
 
     @property
@@ -98,7 +98,7 @@ def study(
     Args:
         data: the tasks.
         recipes: names or recipe objects; default: all registered that need no extra and serve
-            these tasks. The baselines of their families are added.
+            these tasks. The baselines of their families are added, and the controls that recipes ask for.
         seeds: a number S (0 ... S - 1) or the seeds themselves; at least 3 for a verdict.
         n_jobs: fits at once, as joblib counts them (-1: all cores; None: one, or what `joblib.parallel_config` says). Any
             registered joblib backend serves, and the numbers are the same for every one.
@@ -123,7 +123,8 @@ def study(
     if named is None:
         ready = [make() for make in recipe_classes().values() if make.by_default]
         named = [recipe for recipe in ready if not recipe.refuses(data)]
-    chosen = with_baselines([get_recipe(recipe) for recipe in named])
+    chosen = [get_recipe(recipe) for recipe in named]
+    chosen = with_baselines(with_controls(chosen) if options.controls else chosen)
     _check_data(data)
     # A split that is impossible is found before anything is trained.
     for seed in seeds:
@@ -139,7 +140,7 @@ def study(
             units[unit.recipe, unit.seed] = unit
             show(len(units), f"{unit.recipe}, seed {unit.seed}")
     ordered = [units[job.recipe.label, job.seed] for job in wanted]
-    return Study(data.tasks, describe(data), [RecipeInfo.of(recipe) for recipe in chosen], seeds, options, ordered)
+    return Study(data.tasks, describe(data), described(chosen), seeds, options, ordered)
 
 
 def _check_data(data: Any) -> None:

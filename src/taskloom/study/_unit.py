@@ -47,7 +47,11 @@ class Unit:
         relations: (K, K) numbers in [-1, 1] by name, to three decimals; none for more than `MOST_RELATED` tasks.
         dominance: by layer and task, how much of the steps of the shared weights was due to the task (see `RecipeFit`); empty
             where it was not measured, and for more than `MOST_RELATED` tasks.
+        groups: which tasks were trained together (see `RecipeFit`); empty where the recipe makes no groups.
         error: why the fit failed; empty where it did not.
+        batches: of the chosen model; None where there are none.
+        trunk_flops: floating-point operations of the chosen model's training in what tasks share; None: not counted.
+        group_history: groups that changed while training (see `RecipeFit`); empty for more than `MOST_RELATED` tasks.
     """
 
     recipe: str
@@ -65,7 +69,11 @@ class Unit:
     notes: list[str] = field(default_factory=list)
     relations: dict[str, list[list[float]]] = field(default_factory=dict)
     dominance: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    groups: dict[str, Any] = field(default_factory=dict)
     error: str = ""
+    batches: int | None = None
+    trunk_flops: float | None = None
+    group_history: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able, NaN-free; `from_json` takes it back."""
@@ -117,13 +125,14 @@ def run_unit(data: TaskData, recipe: Recipe, seed: int, options: StudyOptions, c
         unit.scores, unit.error = [], "the model's predictions gave a score that is not finite"
     unit.validation_loss = [float(loss) for loss in fitted.validation_loss]
     unit.chosen, unit.steps, unit.total_steps = fitted.chosen, fitted.steps, fitted.total_steps
+    unit.batches, unit.trunk_flops = fitted.batches, fitted.trunk_flops
     unit.curves = [_finite_part(curve) for curve in fitted.curves]
-    unit.notes = fitted.notes
+    unit.notes, unit.groups = fitted.notes, fitted.groups
     if data.n_tasks <= MOST_RELATED:
         unit.relations = {
             name: np.round(np.asarray(matrix, np.float64), 3).tolist() for name, matrix in fitted.relations.items()
         }
-        unit.dominance = fitted.dominance
+        unit.dominance, unit.group_history = fitted.dominance, fitted.group_history
     return unit
 
 

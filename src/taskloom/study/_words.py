@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from taskloom.study._compare import Summary, Verdict
+from taskloom.study._controls import Contrast
 from taskloom.study._verdict import LEAST_SEEDS
 
 GOOD_SEEDS = 10
@@ -49,6 +50,36 @@ def recipe_sentence(summary: Summary, verdicts: Sequence[Verdict], error: str = 
         text += f" Mean gain {summary.gain:+.4f}" + _interval(summary.low, summary.high) + "."
     if summary.failed:
         text += f" It gave no model on seed {', '.join(map(str, summary.failed))} ({error}), so nothing is decided."
+    return text
+
+
+def contrast_sentence(contrast: Contrast, own: Summary, control: Summary) -> str:
+    """What is left of a recipe's gain beside a control, in one sentence or two.
+
+    Args:
+        contrast: the comparison.
+        own: summary of the recipe.
+        control: summary of the control.
+
+    Examples:
+        >>> own, control = (Summary(name, "single", 0, 0, 1, 0.1, 0.0, 0.2, (), 1.0, 10, 30, 5.0) for name in "ab")
+        >>> verdict = Verdict("a", "task", 0.9, "b", 0.8, 0.1, 0.05, 0.15, 0.01, 0.01, "helped")
+        >>> contrast_sentence(Contrast("a", "b", "at equal steps", (verdict,), 0.1, 0.05, 0.15), own, control)
+        ... # doctest: +NORMALIZE_WHITESPACE
+        '`a` against `b` at equal steps (all candidates: 30 steps against 30): better on all 1, worse on none.
+        Mean difference +0.1000 [+0.0500, +0.1500].'
+    """
+    text = f"`{contrast.recipe}` against `{contrast.control}` {contrast.question}"
+    if not contrast.verdicts:
+        return f"{text}: no seed has a model of both."
+    total, undecided = len(contrast.verdicts), contrast.count("undecided")
+    text += f" (all candidates: {own.total_steps:,} steps against {control.total_steps:,})"
+    text += f": better on {_count(contrast.count('helped'), total)}, worse on {_count(contrast.count('hurt'), total)}"
+    text += f", {undecided} of {total} undecided." if undecided else "."
+    if contrast.gain is not None:
+        text += f" Mean difference {contrast.gain:+.4f}" + _interval(contrast.low, contrast.high) + "."
+    if own.failed or control.failed:
+        text += " One of the two gave no model on some seed, so nothing is decided."
     return text
 
 

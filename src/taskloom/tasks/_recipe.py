@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
@@ -84,6 +84,16 @@ class RecipeFit:
         dominance: for layers of shared weights and tasks, by their names, how much of each step was due to the task:
             `{"counts": [...], "median": 0.4}` with numbers of weights by their share of it, in bins of equal width from 0 to 1,
             and the median share. A report draws the sums over the seeds.
+        groups: which tasks were trained together, JSON-able: `{"sets": [["a", "b"], ["b", "c"]], "serves": {"a": 0, ...}}` with
+            the place of the set that serves each task, and in `"relation"` the name of the one of `relations` that they were
+            made of. A report draws that as a tree and a graph.
+        batches: batches that the chosen model was trained on; None for a solver without batches.
+        trunk_flops: floating-point operations of the chosen model's training in the part that tasks share, forward and
+            backward, a multiply-add being two; None where nobody has counted them.
+        group_history: groups of one net's tasks that changed while it was trained, JSON-able, the oldest first: `{"batch": 100,
+            "groups": [0, 0, 1], "affinity": [[...], ...]}` with the number of each task's group after so many batches, and
+            where it is kept (K, K) how the column's task affected the row's, None: unknown. A report draws it over the
+            batches.
     """
 
     predictor: Predictor
@@ -95,6 +105,10 @@ class RecipeFit:
     notes: list[str] = field(default_factory=list)
     relations: dict[str, Array] = field(default_factory=dict)
     dominance: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    groups: dict[str, Any] = field(default_factory=dict)
+    batches: int | None = None
+    trunk_flops: float | None = None
+    group_history: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Recipe(ABC):
@@ -157,6 +171,14 @@ class Recipe(ABC):
         A recipe with a net of its own overrides it, so that it is not held against another architecture.
         """
         return None
+
+    def controls(self) -> Mapping[str, Recipe]:
+        """Recipes that tell what this one's own idea is worth, by what they have in common with it, as `at equal steps`.
+
+        A recipe that costs more than a plain one, or differs from it in several ways, gains by each of these ways alone. A
+        study trains the controls beside it and compares the two on the same splits.
+        """
+        return {}
 
 
 class FitError(RuntimeError):

@@ -1,0 +1,109 @@
+"""`taskloom sites run` and `resume`: a job file on an engine of one's own machines."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from taskloom.cli import _options as opt
+from taskloom.cli._show import FIT_ERROR, INTERRUPTED, own_name, print_json, user_errors
+
+if TYPE_CHECKING:
+    from taskloom.engines import JobResult, Progress
+
+JobFile = Annotated[Path, typer.Argument(metavar="JOB.yml", help="The job: sites, tasks, model, limits.", show_default=False)]
+Engine = Annotated[str, typer.Option("--engine", help="threads, processes or ray.")]
+Address = Annotated[
+    str | None,
+    typer.Option("--address", help="Of a running Ray: auto, HOST:PORT or ray://HOST:PORT.", show_default="one of its own"),
+]
+Namespace = Annotated[str, typer.Option("--namespace", help="Of the names of Ray's actors.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder for model, report and result.", show_default="as the job says")]
+
+
+def run(
+    job: JobFile,
+    engine: Engine = "threads",
+    address: Address = None,
+    namespace: Namespace = "taskloom",
+    out: Out = None,
+    json: opt.Json = False,
+) -> None:
+    """Learn over the sites of a job, whose tables are on machines of one's own."""
+    _carry_out(job, engine, (address, namespace), out, as_json=json, resume=False)
+
+
+def resume(
+    job: JobFile,
+    engine: Engine = "threads",
+    address: Address = None,
+    namespace: Namespace = "taskloom",
+    out: Out = None,
+    json: opt.Json = False,
+) -> None:
+    """Go on with a job that was stopped, from the coordinator's last save."""
+    _carry_out(job, engine, (address, namespace), out, as_json=json, resume=True)
+
+
+def _carry_out(
+    file: Path, engine: str, cluster: tuple[str | None, str], out: Path | None, *, as_json: bool, resume: bool
+) -> None:
+    with user_errors():
+        from taskloom.engines import RayOptions, read_job, run_job
+        from taskloom.tasks import OptionError
+
+        if cluster[0] is not None and engine != "ray":
+            raise OptionError(f"`--address` is that of a Ray; engine {engine!r} has none, give `--engine ray`")
+        job = read_job(file)
+        job = job if out is None else dataclasses.replace(job, out=out.absolute())
+        try:
+            with _progress(job.name) as watch:
+                result = run_job(job, engine, resume=resume, watch=watch, ray=RayOptions(*cluster))
+        except KeyboardInterrupt:
+            typer.echo(f"stopped; go on with `{own_name()} sites resume {file}`", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+    if as_json:
+        print_json(result.to_json() | {"out": str(job.out)})
+    else:
+        print_job(result)
+    if result.status not in ("converged", "limit reached"):
+        raise typer.Exit(FIT_ERROR)
+
+
+@contextmanager
+def _progress(title: str) -> Generator[Callable[[Progress], None]]:
+    """A line on standard error, on a terminal."""
+    console = Console(stderr=True)
+    with console.status(Text(title)) as status:
+        yield lambda progress: status.update(Text(f"{title}: {progress}"))
+
+
+def print_job(result: JobResult) -> None:
+    """How a job ended, what came of each site, and where its files are."""
+    console = Console()
+    table = Table(box=box.SIMPLE_HEAD)
+    columns = ("site", "updates", "staleness", "bytes in", "bytes out", "last seen", "refused", "state")
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("site", "state") else "right")
+    for name, site in result.sites.items():
+        seen = "never" if np.isnan(site.seen_at) else f"{site.seen_at:.1f} s"
+        stale = "-" if np.isnan(site.staleness) else f"{site.staleness:g}"
+        counts = (str(site.updates), stale, str(site.bytes_in), str(site.bytes_out), seen, str(site.refused))
+        table.add_row(Text(name), *counts, Text(site.state))
+    console.print(table)
+    console.print(Text(result.message), soft_wrap=True)
+    for note in result.run.notes:
+        console.print(Text(note), soft_wrap=True)
+    if result.modelled:
+        console.print(Text.assemble("model:  ", (str(result.job.out / "model"), "bold")), soft_wrap=True)
+    console.print(Text.assemble("report: ", (str(result.job.out / "report.html"), "bold")), soft_wrap=True)

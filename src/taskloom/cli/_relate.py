@@ -1,0 +1,87 @@
+"""The command `taskloom relate`: which tasks of a table should learn together."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from taskloom.cli import _options as opt
+from taskloom.cli._show import output_folder, own_name, print_json, user_errors
+
+if TYPE_CHECKING:
+    from taskloom.relate import Survey
+
+
+def relate(
+    file: opt.TableFile,
+    target: opt.Target = None,
+    by: opt.By = None,
+    targets: opt.Targets = None,
+    measure: Annotated[str, typer.Option("--measure", help="How affinity is measured.")] = "samplewise_cosine",
+    groups: Annotated[
+        int | None, typer.Option("--groups", help="How many groups; chosen when not given.", show_default=False)
+    ] = None,
+    method: Annotated[
+        str, typer.Option("--method", help="spectral, gmm, louvain, affinity_propagation; or select, by greatest mean.")
+    ] = "spectral",
+    overlap: Annotated[
+        bool, typer.Option("--overlap/--no-overlap", help="With select: let a task also help in other groups.")
+    ] = True,
+    repeats: Annotated[int, typer.Option("--repeats", help="Seeds that the affinity is averaged over.")] = 3,
+    seed: Annotated[int, typer.Option("--seed", help="The first of them.")] = 0,
+    out: Annotated[Path, typer.Option("--out", help="Folder for relate.html, the affinity and the groups.")] = Path("relate"),
+    kind: opt.Kind = None,
+    metric: opt.MetricName = None,
+    drop: opt.Drop = None,
+    skip_tasks: opt.SkipTasks = None,
+    impute: opt.Impute = True,
+    json: opt.Json = False,
+) -> None:
+    """Measure which tasks of a table are alike, and choose the groups that should learn together."""
+    with user_errors():
+        from taskloom.relate import MeasureOptions, SurveyOptions, survey, write_survey
+
+        options = SurveyOptions(measure, method, groups, overlap, repeats, measuring=MeasureOptions(seed=seed))
+        data = opt.read_tasks(file, target, by, targets, opt.table_options(kind, metric, drop, skip_tasks, impute))
+        with output_folder(out):
+            found = survey(data, options)
+            page = write_survey(found, out)
+    if json:
+        print_json(found.to_json())
+        return
+    _print(found, page)
+    asked = {"--target": target, "--by": by, "--targets": targets, "--kind": kind, "--metric": metric, "--drop": drop}
+    asked |= {"--skip-tasks": skip_tasks}
+    question = [str(file), *(part for name, value in asked.items() if value is not None for part in (name, value))]
+    question += [] if impute else ["--no-impute"]
+    typer.echo("\nnext, whether such groups do better than each task alone and all in one net, on rows held back:")
+    typer.echo(f"  {shlex.quote(own_name())} study {shlex.join([*question, '--recipes', 'grouped,joint', '--seeds', '10'])}")
+
+
+def _print(found: Survey, page: Path) -> None:
+    console = Console()
+    console.print(Text(found.about), soft_wrap=True)
+    _print_groups(console, f"\nGroups by {found.affinity.measure}", found.rows())
+    if not found.is_baseline and found.label_groups is not None:
+        _print_groups(console, "Groups by the correlation of labels alone", found.rows(by_labels=True))
+    for sentence in found.words():
+        console.print(Text(sentence.replace("`", "")), soft_wrap=True)
+    console.print(Text.assemble("\npictures: ", (str(page), "bold")), soft_wrap=True)
+
+
+def _print_groups(console: Console, title: str, rows: list[dict[str, Any]]) -> None:
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("group", "serves", "helped by"):
+        table.add_column(name, justify="right" if name == "group" else "left")
+    for row in rows:
+        table.add_row(str(row["group"]), *(Text(", ".join(row[key]) or "-") for key in ("serves", "helped_by")))
+    # A title of the table itself would be broken to the table's width.
+    console.print(Text(title, style="bold"), soft_wrap=True)
+    console.print(table)

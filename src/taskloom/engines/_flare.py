@@ -1,0 +1,238 @@
+"""Jobs across organisations, on NVIDIA FLARE: submitted to a federation, or carried out by FLARE's simulator on one machine.
+
+FLARE gives certificates, mutual TLS, start-up kits and the processes at every participant; what a job computes, and how it goes
+on after a failure, is the same as on any other engine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from taskloom.engines._flare_kits import ALLOW_LIST, CLASSES, RESOURCES, check_flare
+from taskloom.engines._job import Job
+from taskloom.engines._result import RESULT_FILE
+from taskloom.engines._session import check_start, has_checkpoint
+from taskloom.tasks import FitError, OptionError, check_folder, write_file
+
+if TYPE_CHECKING:
+    from taskloom.engines._flare_session import AdminSession
+
+# Of FLARE: the job's process at the coordinator, or one at a site, is gone.
+BROKEN = ("EXECUTION_EXCEPTION", "ABNORMAL")
+# Of taskloom: there may be more to be had once all sites are back.
+LACKING = ("sites lost", "too few sites", "stopped")
+
+
+@dataclass(frozen=True)
+class FlareOptions:
+    """How a job is submitted.
+
+    Attributes:
+        resume: whether to go on with a run that the coordinator has saved; else there must be none.
+        resubmissions: how often the job may be submitted again when it has broken, or sites that were lost are back.
+        wait: seconds to wait for the server, and for sites that are not connected.
+        watch: told in a sentence what happens.
+
+    Raises:
+        OptionError: a number outside of what it may be.
+    """
+
+    resume: bool = False
+    resubmissions: int = 5
+    wait: float = 60.0
+    watch: Callable[[str], None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.resubmissions < 0:
+            raise OptionError(f"`resubmissions`={self.resubmissions!r}: need a number of 0 or more")
+        if not self.wait > 0:
+            raise OptionError(f"`wait`={self.wait!r}: need a positive number of seconds")
+
+    def say(self, sentence: str) -> None:
+        """Tell whoever watches."""
+        if self.watch is not None:
+            self.watch(sentence)
+
+
+@dataclass(frozen=True)
+class FlareResult:
+    """How a job ended on FLARE, and where its result is.
+
+    Attributes:
+        status: as of `JobResult`.
+        message: the same in a sentence.
+        out: folder with `model/`, `report.html` and `result.json`.
+        jobs: FLARE's numbers of the job, one a submission; none of the simulator.
+        values: what `result.json` holds.
+    """
+
+    status: str
+    message: str
+    out: Path
+    jobs: tuple[str, ...] = ()
+    values: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def converged(self) -> bool:
+        """Whether the tolerance was reached with all sites."""
+        return self.status == "converged"
+
+
+def submit(job: Job, kit: str | Path, options: FlareOptions = FlareOptions()) -> FlareResult:
+    """Carry a job out in a federation, and bring its result home.
+
+    The coordinator keeps its checkpoint in its own start-up kit. When the job breaks, since its process at the coordinator or
+    at a site is killed, FLARE ends it: it is submitted again and goes on from there. FLARE takes no site into a job that is
+    running: one that was lost is taken in again by the next submission.
+
+    Args:
+        job: to carry out; the folder `out` is the one on this machine.
+        kit: an administrator's start-up kit.
+        options: of the submission.
+
+    Raises:
+        OptionError: FLARE is not installed, the kit is none or is refused, or there is a saved run, or none, against `resume`.
+        FitError: no server, too few sites, or the job broke too often.
+        OutputError: a folder cannot be written.
+    """
+    check_flare()
+    from taskloom.engines._flare_session import AdminSession
+
+    check_folder(job.out)
+    session, numbers = AdminSession(Path(kit).resolve(), options.wait), []
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            for turn in range(options.resubmissions + 1):
+                start = "either" if turn else "resume" if options.resume else "new"
+                folder = Path(temporary) / str(turn)
+                status = _carry_out(job, session, start, folder, options, numbers)
+                found = session.download(numbers[-1], folder)
+                is_last = turn == options.resubmissions
+                if not _is_worth_another(job, session, status, found) or is_last:
+                    return _bring_home(job, found, status, tuple(numbers))
+                options.say(f"the job broke ({status}); it is submitted again")
+    finally:
+        session.close()
+    raise FitError("`resubmissions` allows no submission")
+
+
+def _carry_out(job: Job, session: AdminSession, start: str, folder: Path, options: FlareOptions, numbers: list[str]) -> str:
+    """One submission, and how FLARE says that it ended."""
+    from taskloom.engines._flare_session import export_job
+
+    there = session.await_sites(list(job.sites))
+    lacking = [name for name in job.sites if name not in there]
+    if len(there) < job.min_sites:
+        raise FitError(
+            f"{len(there)} of the job's sites are connected, need {job.min_sites}; start {', '.join(lacking)}, or wait longer"
+        )
+    if lacking:
+        options.say(f"without {', '.join(lacking)}: not connected")
+    numbers.append(session.submit(export_job(job, folder, start)))
+    options.say(f"submitted as {numbers[-1]}")
+    try:
+        return session.await_end(numbers[-1])
+    except KeyboardInterrupt:
+        session.abort(numbers[-1])
+        raise
+
+
+def _is_worth_another(job: Job, session: AdminSession, status: str, found: Path | None) -> bool:
+    """Whether the job would come further if it was submitted again."""
+    from taskloom.engines._flare_server import ENDED, FAILURE
+
+    if status in BROKEN:
+        return found is None or not (found / FAILURE).exists()
+    values = _values(found)
+    if values.get("status") not in LACKING or status == "ABORTED":
+        return False
+    # A site that has ended with an error of its own would do so again.
+    gone = [name for name, site in values["sites"].items() if site["state"].startswith("lost")]
+    is_own = any(ENDED in values["sites"][name]["state"] for name in gone)
+    return not is_own and set(gone) <= session.await_sites(list(job.sites))
+
+
+def _values(found: Path | None) -> dict[str, Any]:
+    path = None if found is None else found / RESULT_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path is not None and path.exists() else {}
+
+
+def _bring_home(job: Job, found: Path | None, status: str, numbers: tuple[str, ...]) -> FlareResult:
+    from taskloom.engines._flare_server import FAILURE
+
+    if found is not None and (found / FAILURE).exists():
+        raise FitError(f"the coordinator could not begin: {(found / FAILURE).read_text(encoding='utf-8')}")
+    values = _values(found)
+    if found is None or not values:
+        raise FitError(f"FLARE ended the job as {status}, without a result; see the logs of {', '.join(numbers) or 'the run'}")
+    shutil.copytree(found, job.out, dirs_exist_ok=True)
+    return FlareResult(values["status"], values["message"], job.out, numbers, values)
+
+
+def simulate(job: Job, *, resume: bool = False) -> FlareResult:
+    """Carry a job out in FLARE's simulator: the same code and processes as in a federation, on this machine, without TLS.
+
+    Args:
+        job: to carry out; it names the table of every site.
+        resume: whether to go on with a run that was saved; else there must be none.
+
+    Raises:
+        OptionError: FLARE is not installed, a site has no table, or there is a saved run, or none, against `resume`.
+        FitError: there is no result; what FLARE said last is in the message.
+        OutputError: a folder cannot be written.
+    """
+    check_flare()
+    from taskloom.engines._flare_server import FOLDER
+    from taskloom.engines._flare_session import export_job
+    from taskloom.engines._flare_site import SITE_FILE_VARIABLE
+
+    lacking = [site for site in job.sites if site not in job.tables]
+    if lacking:
+        raise OptionError(f"`sites.{lacking[0]}.data` is missing: the simulator runs all sites here; name the table of each")
+    check_start(job, resume=resume)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, workspace = Path(temporary), Path(temporary) / "workspace"
+        for site, table in job.tables.items():
+            write_file(folder / "sites" / f"{site}.yml", yaml.safe_dump(table.to_dict()))
+        write_file(workspace / RESOURCES, json.dumps({"format_version": 2, ALLOW_LIST: list(CLASSES)}))
+        app = export_job(job, folder, "resume" if has_checkpoint(job) else "new", is_local=True)
+        # All sites share this machine.
+        environment = {"OMP_NUM_THREADS": "1"} | os.environ | {SITE_FILE_VARIABLE: str(folder / "sites")}
+        said = _run_simulator(app, workspace, list(job.sites), environment)
+        found = workspace / "server" / "simulate_job" / FOLDER
+        if not found.exists():
+            raise FitError(f"FLARE's simulator left no result; it said at last: {said[-1500:]}")
+        return _bring_home(job, found, "finished", ())
+
+
+def _run_simulator(app: Path, workspace: Path, sites: list[str], environment: dict[str, str]) -> str:
+    """What the simulator says; it and its processes are gone afterwards."""
+    count = str(len(sites))
+    command = [sys.executable, "-m", "nvflare.cli", "simulator", str(app), "-w", str(workspace), "-c", ",".join(sites)]
+    process = subprocess.Popen(
+        [*command, "-n", count, "-t", count],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+    try:
+        return process.communicate()[0]
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()

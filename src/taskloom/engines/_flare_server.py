@@ -1,0 +1,167 @@
+"""The coordinator of a job, as NVIDIA FLARE runs it: built by FLARE in the job's own process. Needs the extra `flare`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TextIO
+
+import yaml
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_component import FLComponent
+from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.fl_context import FLContext
+from nvflare.collab import collab
+from nvflare.collab.api.exceptions import RunAborted
+
+from taskloom.engines._desk import REJECT, Desk
+from taskloom.engines._job import Job, read_job
+from taskloom.engines._session import check_start, forget, has_checkpoint
+from taskloom.sites import Update, decode
+from taskloom.tasks import DataError, OptionError, TaskloomError
+
+log = logging.getLogger(__name__)
+
+# Folder of what a job leaves behind: in the coordinator's kit, and in the job's own folder, which its submitter may download.
+FOLDER = "taskloom"
+# Written instead of a result when the coordinator could not begin.
+FAILURE = "failure.txt"
+# Held by the process that carries a job out: a second one would write the same checkpoint.
+LOCK = "lock"
+# Begins what is said of a site that has ended with an error.
+ENDED = "it ended with "
+# What is said of one whose process was killed.
+GONE = "its process is gone"
+# Seconds between two looks after the sites, and between two lines in the log.
+TICK, REPORT_EVERY = 0.5, 10.0
+# Seconds that a site may take part: FLARE asks for a number.
+FOR_EVER = 365 * 86_400.0
+
+
+class FlareCoordinator(FLComponent):
+    """Serves the sites of a job. FLARE makes it; sites call `ask`.
+
+    It keeps its checkpoint and the result in the folder `taskloom/NAME` of the coordinator's start-up kit, wherever the job
+    file had them, and goes on from the checkpoint that is there. A copy of the result goes with the job.
+
+    Args:
+        job: as YAML, without anything about tables.
+        start: `new`, `resume` (from the checkpoint), or `either`, as there is one or not.
+        is_local: whether the job's own folders are on this machine, as in the simulator.
+    """
+
+    def __init__(self, job: str, start: str = "either", is_local: bool = False) -> None:
+        super().__init__()
+        self.job, self.start, self.is_local = job, start, is_local
+        self._desk: Desk | None = None
+        self._lock: TextIO | None = None
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """FLARE has found out that the job's process at a site is gone."""
+        if event_type == EventType.CLIENT_DISCONNECTED and self._desk is not None:
+            self._desk.fail(str(fl_ctx.get_prop(FLContextKey.DISCONNECTED_CLIENT_NAME)), GONE)
+
+    @collab.init
+    def open(self) -> None:
+        """Come up, from the checkpoint if there is one."""
+        logging.getLogger("nvflare.collab").setLevel(logging.WARNING)
+        try:
+            self._desk = self._make_desk(self._read_job())
+        except TaskloomError as error:
+            # Trying again would end the same way: whoever has submitted the job is told why.
+            (_job_folder() / FAILURE).write_text(str(error), encoding="utf-8")
+            raise
+
+    @collab.publish
+    def ask(self, raw: bytes) -> bytes:
+        """A site's message in, its answer out; only the site itself may speak for it.
+
+        Args:
+            raw: an encoded `Update`.
+        """
+        caller = collab.caller
+        try:
+            message = decode(raw)
+            speaker = message.site if isinstance(message, Update) else ""
+        except DataError as error:
+            log.warning("refused a message of site %s: %s", caller, error)
+            return REJECT + b"it was no message"
+        if speaker != caller:
+            log.warning("refused a message of site %s: it came in the name of %r", caller, speaker)
+            return REJECT + b"a site speaks for itself alone"
+        return self._get_desk().ask(raw)
+
+    @collab.main
+    def coordinate(self) -> None:
+        """From the first message to the result."""
+        desk, said_at = self._get_desk(), time.monotonic()
+        loops = collab.clients(blocking=False, timeout=FOR_EVER).take_part()
+        threading.Thread(target=_listen, args=(loops, desk), daemon=True).start()
+        while not desk.is_done and not collab.is_aborted:
+            for site, error in dict(loops.failures).items():
+                log.warning("site %s: %s", site, error)
+                desk.fail(site, GONE)
+            desk.look()
+            time.sleep(TICK)
+            if time.monotonic() - said_at > REPORT_EVERY:
+                said_at = time.monotonic()
+                log.info("job %s: %s", desk.job.name, desk.progress())
+        if not desk.is_done:
+            desk.stop("FLARE has ended the job")
+        result = desk.collect("flare")
+        shutil.copytree(result.save(), _job_folder(), dirs_exist_ok=True, ignore=shutil.ignore_patterns("checkpoint"))
+        if result.converged:
+            forget(desk.job)
+
+    def _get_desk(self) -> Desk:
+        # No property: FLARE asks for every attribute before anything is open.
+        if self._desk is None:
+            raise DataError("the coordinator has not come up; see its log")
+        return self._desk
+
+    def _make_desk(self, job: Job) -> Desk:
+        """The desk of a job that nobody else carries out here."""
+        if self.start == "new" and has_checkpoint(job):
+            raise OptionError(
+                f"a run of job {job.name!r} is saved at the coordinator and not over; submit it with `resume` to go on with "
+                f"it, or delete '{job.checkpoint}' there"
+            )
+        check_start(job, resume=self.start == "resume" or has_checkpoint(job))
+        # Freed by the system when this process ends, however it does.
+        self._lock = (job.checkpoint / LOCK).open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise OptionError(
+                f"job {job.name!r} is being carried out here; wait for its end, or give another `name`"
+            ) from error
+        return Desk(job)
+
+    def _read_job(self) -> Job:
+        job = read_job(yaml.safe_load(self.job))
+        if self.is_local:
+            return job
+        folder = Path(collab.workspace.get_root_dir()) / FOLDER / job.name
+        return dataclasses.replace(job, checkpoint=folder / "checkpoint", out=folder / "out")
+
+
+def _job_folder() -> Path:
+    """Of what is downloaded with the job."""
+    folder = Path(collab.workspace.get_run_dir(collab.fl_ctx.get_job_id())) / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _listen(loops: Iterable[tuple[str, Any]], desk: Desk) -> None:
+    """Tell the desk of each site whose loop has ended with an error, as soon as it has."""
+    with contextlib.suppress(RunAborted):
+        for site, error in loops:
+            if error:
+                desk.fail(site, f"{ENDED}{error}; its own log says why")

@@ -1,0 +1,284 @@
+"""A job in a federation on loopback with mutual TLS: its optimum, what leaves a site, who is let in, who is killed."""
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import psutil
+import pytest
+import yaml
+
+import taskloom
+from taskloom.engines import FlareOptions, provision, submit
+from taskloom.sites import decode
+from taskloom.tasks import FitError, OptionError
+
+from .engine_jobs import make_pairs, relative_gap, school_pairs, write_job
+from .flare_federation import SERVER, Federation, write_project
+
+pytest.importorskip("nvflare")
+pytestmark = pytest.mark.engine
+takes_minutes = pytest.mark.skipif("TASKLOOM_ENGINES" not in os.environ, reason="takes minutes; run by `make test-engines`")
+
+
+def tables_of(job):
+    return {site: {key: value for key, value in table.to_dict().items() if key != "site"} for site, table in job.tables.items()}
+
+
+def coefficients(folder):
+    """(d, K) of a saved model."""
+    return np.hstack(taskloom.load_model(folder / "model").predictor.coefficients)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A job that was carried out: School where it is there, each site with a third of the schools."""
+    folder = tmp_path_factory.mktemp("federation")
+    data = Path(os.environ.get("TASKLOOM_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
+    pairs = school_pairs(data) if data.is_dir() else make_pairs()
+    job = write_job(folder / "job", pairs, name="schools", penalty={"trace": 0.5}, min_sites=2)
+    (folder / "job.yml").write_text(yaml.safe_dump(job.to_dict()), encoding="utf-8")
+    federation = Federation(folder, tables_of(job))
+    seen = set()
+    try:
+        federation.start()
+        command = [sys.executable, "-m", "taskloom", "sites", "submit", str(folder / "job.yml"), "--kit", str(federation.admin)]
+        with subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            watch = threading.Thread(target=note_commands, args=(federation, process, seen))
+            watch.start()
+            stdout, stderr = process.communicate(timeout=200)
+            watch.join()
+        yield federation, job, (process.returncode, stdout, stderr), seen
+    finally:
+        federation.close()
+
+
+def note_commands(federation, process, seen):
+    """All command lines of all participants, as long as a process runs."""
+    while process.poll() is None:
+        for name in (SERVER, *federation.sites):
+            for each in federation.processes(name):
+                try:
+                    seen.add(" ".join(each.cmdline()))
+                except psutil.NoSuchProcess:
+                    continue
+        time.sleep(0.5)
+
+
+def test_three_sites_and_a_coordinator_with_mutual_tls_find_the_optimum(done):
+    _, job, (code, stdout, stderr), _ = done
+    assert code == 0, stderr
+    told = json.loads(stdout)
+    assert (told["status"], told["engine"], len(told["jobs"])) == ("converged", "flare", 1)
+    assert relative_gap(job, coefficients(job.out)) < 1e-6
+    assert "submitted as" in stderr
+
+
+def test_model_report_and_numbers_of_each_site_are_at_the_coordinator_and_at_the_submitter(done):
+    federation, job, (_, stdout, _), _ = done
+    there = federation.kits[SERVER] / "taskloom" / job.name / "out"
+    for folder in (there, job.out):
+        assert {"model", "report.html", "result.json"} <= {path.name for path in folder.iterdir()}
+    assert (there / "report.html").read_bytes() == (job.out / "report.html").read_bytes()
+    for name, site in json.loads(stdout)["sites"].items():
+        assert site["state"] == "done", name
+        assert site["updates"] > 0
+        assert site["bytes_in"] > 8 * job.n_features * len(job.sites[name]) * site["updates"]
+    assert not (there.parent / "checkpoint" / "coordinator.safetensors").exists(), "a run that is over is no run to go on with"
+
+
+def test_a_site_sends_the_agreed_numbers_and_nothing_of_its_table(done):
+    federation, job, _, _ = done
+    d = job.n_features
+    for site, table in job.tables.items():
+        sent = federation.frames(site)
+        heads = list(re.finditer(rb'\{"kind": "Update".*?\}\}\n', sent))
+        assert heads
+        for head in heads:
+            said = json.loads(head[0])
+            size = 8 * sum(int(np.prod(shape)) for shape in said["shapes"].values())
+            message = decode(sent[head.start() : head.end() + size])
+            m = len(job.sites[site])
+            assert said["plain"].keys() <= {"site", "sequence", "epoch", "version"}
+            assert said["shapes"].items() <= {"columns": [d, m], "curvature": [m], "intercepts": [m]}.items()
+            assert message.site == site
+        frame = pl.read_parquet(table.data)
+        values = {float(v) for name in frame.columns if frame[name].dtype.is_float() for v in frame[name].to_list()}
+        told = {float(v) for v in values if abs(v) > 1e-3 and len(repr(v)) > 8}
+        assert told
+        for value in told:
+            assert struct.pack("<d", value) not in sent
+            assert struct.pack(">d", value) not in sent
+            assert repr(value).encode() not in sent
+        assert str(table.data).encode() not in sent
+
+
+def test_no_secret_is_on_a_command_line_or_in_a_log(done):
+    federation, _, (_, stdout, stderr), seen = done
+    keys = [path.read_text() for kit in federation.kits.values() for path in (kit / "startup").glob("*.key")]
+    secrets = [line for key in keys for line in key.splitlines() if not line.startswith("-----")]
+    logs = [federation.log(name) for name in (SERVER, *federation.sites)]
+    logs += [path.read_text(errors="replace") for kit in federation.kits.values() for path in kit.rglob("*log*.txt")]
+    assert secrets
+    assert seen
+    for text in (*logs, *seen, stdout, stderr):
+        assert not [line for line in secrets if line in text]
+
+
+def test_a_site_without_a_certificate_of_the_project_is_refused(done, tmp_path):
+    federation, job, _, _ = done
+    plan = yaml.safe_load(federation.project.read_text())
+    plan["participants"].append({"name": "stranger", "type": "client", "org": "elsewhere"})
+    (tmp_path / "same.yml").write_text(yaml.safe_dump(plan), encoding="utf-8")
+    kit = next(kit for kit in provision(tmp_path / "same.yml", tmp_path / "kits") if kit.name == "stranger")
+    federation.kits["stranger"] = kit.folder
+    federation.start("stranger")
+    until = time.monotonic() + 30
+    while not re.search("SSL|CERTIFICATE|certificate", federation.log("stranger")) and time.monotonic() < until:
+        time.sleep(0.5)
+    time.sleep(1)
+    assert "SSLCertVerificationError" in federation.log("stranger") or "certificate verify failed" in federation.log("stranger")
+    assert "Successfully registered" not in federation.log("stranger")
+    assert "New client stranger" not in federation.log(SERVER)
+    federation.kill("stranger")
+    outsider = next(kit for kit in provision(tmp_path / "same.yml", tmp_path / "kits") if kit.kind == "admin")
+    with pytest.raises((FitError, OptionError), match=r"no server|refuses"):
+        submit(job, outsider.folder, FlareOptions(wait=1))
+
+
+def test_every_kit_takes_jobs_of_taskloom_and_keeps_its_logs(done):
+    federation = done[0]
+    for name in (SERVER, *federation.sites):
+        policy = json.loads((federation.kits[name] / "local" / "resources.json.default").read_text())
+        assert "taskloom.engines._flare_site.FlareSite" in policy["class_allow_list"]
+        assert "*" not in policy["class_allow_list"]
+        assert policy.get("allow_log_streaming", False) is False
+    state = federation.kits[SERVER].parents[1] / "state"
+    assert state.stat().st_mode & 0o077 == 0, "it holds all private keys"
+
+
+def test_a_project_that_cannot_be_provisioned_is_refused_in_a_sentence(tmp_path):
+    path = write_project(tmp_path, ["north"])
+    path.write_text(path.read_text().replace("org: trust", "org: no-such+name"))
+    with pytest.raises(OptionError, match=r"FLARE cannot provision it: .*no-such"):
+        provision(path, tmp_path / "kits")
+    path.write_text("name: trial\nparticipants: north\n")
+    with pytest.raises(OptionError, match="`participants`"):
+        provision(path, tmp_path / "kits")
+    with pytest.raises(OptionError, match="no such file"):
+        provision(tmp_path / "none.yml", tmp_path / "kits")
+
+
+def test_a_folder_that_is_no_kit_is_refused_before_any_work(tmp_path):
+    job = write_job(tmp_path, make_pairs())
+    with pytest.raises(OptionError, match="no administrator's start-up kit"):
+        submit(job, tmp_path)
+    with pytest.raises(OptionError, match="`resubmissions`"):
+        FlareOptions(resubmissions=-1)
+    with pytest.raises(OptionError, match="`wait`"):
+        FlareOptions(wait=0)
+
+
+class Submission(threading.Thread):
+    """A job that is submitted while the test does harm."""
+
+    def __init__(self, job, kit):
+        super().__init__(daemon=True)
+        self.job, self.kit, self.said, self.result = job, kit, [], None
+
+    def run(self):
+        self.result = submit(self.job, self.kit, FlareOptions(watch=self.said.append))
+
+
+def until(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.1)
+
+
+@takes_minutes
+def test_a_site_and_the_coordinator_that_are_killed_come_back_and_the_optimum_is_found(tmp_path):
+    # Small steps: some thousand updates, so that there is time to kill something.
+    job = write_job(
+        tmp_path / "job", make_pairs(), method="amtl", relaxation=0.02, min_sites=2, checkpoint_every=20, give_up=15
+    )
+    federation = Federation(tmp_path, tables_of(job))
+    saved = federation.kits[SERVER] / "taskloom" / job.name / "checkpoint" / "coordinator.safetensors"
+    try:
+        federation.start()
+        submission = Submission(job, federation.admin)
+        submission.start()
+        until(saved.exists)
+        time.sleep(3)
+        federation.job_process(SERVER).kill()
+        until(lambda: len(submission.said) >= 3)
+        before = saved.stat().st_mtime
+        until(lambda: saved.stat().st_mtime > before)
+        time.sleep(2)
+        federation.kill("north")
+        time.sleep(2)
+        federation.start("north")
+        submission.join(280)
+        assert submission.result is not None, (submission.said, federation.log(SERVER)[-3000:])
+        assert submission.result.converged
+        assert len(submission.result.jobs) == 3
+        assert relative_gap(job, coefficients(job.out)) < 1e-6
+    finally:
+        federation.close()
+
+
+@takes_minutes
+def test_a_hung_site_is_reported_and_the_others_go_on(tmp_path):
+    job = write_job(tmp_path / "job", make_pairs(), method="amtl", relaxation=0.02, min_sites=2, patience=3, give_up=8)
+    federation = Federation(tmp_path, tables_of(job))
+    saved = federation.kits[SERVER] / "taskloom" / job.name / "checkpoint" / "coordinator.safetensors"
+    try:
+        federation.start()
+        submission = Submission(dataclasses.replace(job), federation.admin)
+        submission.start()
+        until(saved.exists)
+        time.sleep(2)
+        hung = federation.job_process("west")
+        hung.send_signal(signal.SIGSTOP)
+        until(lambda: "site west is lost: silent for" in federation.log(SERVER))
+        submission.join(250)
+        assert submission.result is not None, (submission.said, federation.log(SERVER)[-3000:])
+        # The others went on without it, and it was taken in again by the next submission.
+        assert submission.result.converged
+        assert len(submission.result.jobs) == 2
+        assert relative_gap(job, coefficients(job.out)) < 1e-6
+    finally:
+        federation.close()
+
+
+@takes_minutes
+def test_a_job_with_too_few_sites_left_ends_with_a_model_and_says_so(tmp_path):
+    job = write_job(tmp_path / "job", make_pairs(), method="amtl", relaxation=0.02, min_sites=3, patience=3, give_up=8)
+    federation = Federation(tmp_path, tables_of(job))
+    saved = federation.kits[SERVER] / "taskloom" / job.name / "checkpoint" / "coordinator.safetensors"
+    try:
+        federation.start()
+        submission = threading.Thread(target=lambda: found.append(submit(job, federation.admin, FlareOptions(resubmissions=0))))
+        found = []
+        submission.start()
+        until(saved.exists)
+        time.sleep(2)
+        for process in federation.processes("south"):
+            process.send_signal(signal.SIGSTOP)
+        submission.join(200)
+        assert found[0].status == "too few sites"
+        assert "2 of 3 sites are left, need 3; lost south: silent for" in found[0].message
+        assert coefficients(job.out).shape == (job.n_features, 4), "the tasks of those who could say their intercepts"
+    finally:
+        federation.close()

@@ -1,0 +1,97 @@
+"""Jobs in FLARE's simulator: the optimum, what goes wrong at a site, and what is refused before anything starts."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+import taskloom
+from taskloom.cli._app import app
+from taskloom.engines import _flare_kits, simulate, submit
+from taskloom.tasks import OptionError
+
+from .engine_jobs import landmine_pairs, make_pairs, relative_gap, write_job
+
+pytest.importorskip("nvflare")
+pytestmark = pytest.mark.engine
+takes_minutes = pytest.mark.skipif("TASKLOOM_ENGINES" not in os.environ, reason="takes minutes; run by `make test-engines`")
+
+
+def coefficients(folder):
+    """(d, K) of a saved model."""
+    return np.hstack(taskloom.load_model(folder / "model").predictor.coefficients)
+
+
+def write(job, path):
+    path.write_text(yaml.safe_dump(job.to_dict(tables=True)), encoding="utf-8")
+    return path
+
+
+def test_the_simulator_finds_the_optimum_of_logistic_losses_from_the_command_line(tmp_path):
+    data = Path(os.environ.get("TASKLOOM_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
+    pairs = landmine_pairs(data) if data.is_dir() else make_pairs(loss="logistic")
+    job = write_job(tmp_path / "job", pairs, loss="logistic", penalty={"trace": 0.01})
+    command = [sys.executable, "-m", "taskloom", "sites", "simulate", str(write(job, tmp_path / "job.yml"))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "converged" in done.stdout
+    assert all(site in done.stdout for site in job.sites)
+    assert relative_gap(job, coefficients(job.out)) < 1e-6
+    told = json.loads((job.out / "result.json").read_text())
+    assert {site["state"] for site in told["sites"].values()} == {"done"}
+    assert not (job.checkpoint / "coordinator.safetensors").exists()
+
+
+@takes_minutes
+def test_a_site_that_cannot_read_its_table_is_reported_and_the_run_that_was_saved_goes_on_when_it_can(tmp_path):
+    job = write_job(tmp_path / "job", make_pairs(), min_sites=2)
+    table = job.tables["south"].data
+    kept = table.read_bytes()
+    table.write_bytes(b"no table: 4711")
+    lacking = simulate(job)
+    assert lacking.status == "sites lost"
+    assert lacking.values["sites"]["south"]["state"].startswith("lost: it ended with")
+    assert "4711" not in json.dumps(lacking.values)
+    table.write_bytes(kept)
+    with pytest.raises(OptionError, match="holds a run that is not over"):
+        simulate(job)
+    again = simulate(job, resume=True)
+    assert again.converged
+    assert relative_gap(job, coefficients(job.out)) < 1e-6
+
+
+def test_every_site_needs_a_table_here(tmp_path):
+    job = write_job(tmp_path, make_pairs())
+    with pytest.raises(OptionError, match=r"`sites\.west\.data` is missing"):
+        simulate(dataclasses.replace(job, tables={name: job.tables[name] for name in ("north", "south")}))
+    with pytest.raises(OptionError, match="holds no run to go on with"):
+        simulate(job, resume=True)
+
+
+def test_without_flare_the_error_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setattr(_flare_kits, "find_spec", lambda name: None)
+    job = write_job(tmp_path, make_pairs())
+    for attempt in (lambda: simulate(job), lambda: submit(job, tmp_path), lambda: _flare_kits.provision("a.yml", tmp_path)):
+        with pytest.raises(OptionError, match=r"pip install 'taskloom\[flare\]'"):
+            attempt()
+
+
+def test_bad_input_ends_a_command_with_a_sentence_and_code_2(tmp_path):
+    job = str(write(write_job(tmp_path / "job", make_pairs()), tmp_path / "job.yml"))
+    runner = CliRunner()
+    for arguments, said in (
+        (["provision", str(tmp_path / "none.yml"), "--out", str(tmp_path)], "no such file"),
+        (["submit", job, "--kit", str(tmp_path)], "no administrator's start-up kit"),
+        (["submit", job, "--kit", str(tmp_path), "--wait", "-1"], "`wait`=-1.0"),
+        (["simulate", job, "--resume"], "holds no run to go on with"),
+    ):
+        done = runner.invoke(app, ["sites", *arguments])
+        assert done.exit_code == 2
+        assert said in done.stderr
