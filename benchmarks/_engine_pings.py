@@ -88,6 +88,7 @@ def echo_threads(names: list[str], d: int, trips: int, folder: str) -> None:
     """A server's queue, and one for each site."""
     arrivals: SimpleQueue[str | None] = SimpleQueue()
     boxes: dict[str, SimpleQueue[Any]] = {name: SimpleQueue() for name in names}
+    meet = threading.Barrier(len(names)).wait
     columns = {name: np.zeros((d, 1)) for name in names}
 
     def call(name: str, value: Any) -> Any:
@@ -101,7 +102,7 @@ def echo_threads(names: list[str], d: int, trips: int, folder: str) -> None:
 
     server = threading.Thread(target=serve)
     server.start()
-    callers = [threading.Thread(target=_call_on, args=(partial(call, name), name, d, trips, folder)) for name in names]
+    callers = [threading.Thread(target=_call_on, args=(partial(call, name), meet, name, d, trips, folder)) for name in names]
     for caller in callers:
         caller.start()
     for caller in callers:
@@ -110,9 +111,10 @@ def echo_threads(names: list[str], d: int, trips: int, folder: str) -> None:
     server.join()
 
 
-def _call_on(call: Callable[[Any], Any], name: str, d: int, trips: int, folder: str) -> None:
-    """A caller that waits for each answer."""
+def _call_on(call: Callable[[Any], Any], meet: Callable[[], Any], name: str, d: int, trips: int, folder: str) -> None:
+    """A caller that waits for each answer, once all callers are there."""
     value, seconds = np.random.default_rng(0).normal(size=(d, 1)), []
+    meet()
     for _ in range(trips):
         began = perf_counter()
         call(value)
@@ -133,6 +135,10 @@ def echo_processes(names: list[str], d: int, trips: int, folder: str) -> None:
         )
         theirs.close()
         lines[ours] = process
+    for line in lines:
+        line.recv_bytes()
+    for line in lines:
+        line.send_bytes(b"begin")
     while lines:
         for line in wait(list(lines)):
             try:
@@ -154,11 +160,22 @@ def call_by_pipe(line: Any, name: str, d: int, trips: int, folder: str) -> None:
         line.send_bytes(value.tobytes())
         return np.frombuffer(line.recv_bytes())
 
-    _call_on(call, name, d, trips, folder)
+    def meet() -> None:
+        line.send_bytes(b"here")
+        line.recv_bytes()
+
+    _call_on(call, meet, name, d, trips, folder)
 
 
 class RayEcho:
     """A bare server."""
+
+    def __init__(self, callers: int) -> None:
+        self.barrier = threading.Barrier(callers)
+
+    def meet(self) -> None:
+        """Wait for all callers."""
+        self.barrier.wait()
 
     def ask(self, raw: bytes) -> bytes:
         """The same."""
@@ -175,7 +192,7 @@ class RayCaller:
         def call(value: np.ndarray) -> np.ndarray:
             return np.frombuffer(ray.get(server.ask.remote(value.tobytes())))
 
-        _call_on(call, name, d, trips, folder)
+        _call_on(call, lambda: ray.get(server.meet.remote()), name, d, trips, folder)
 
 
 class RayPinger(RaySite):
@@ -199,7 +216,7 @@ def on_ray(is_ours: bool, names: list[str], d: int, trips: int, folder: str) -> 
         callers = [ray.remote(RayPinger).options(num_cpus=0).remote(job, (name, d, folder)) for name in names]
         calls = [caller.serve.remote(server) for caller in callers]
     else:
-        server = ray.remote(RayEcho).options(**few).remote()
+        server = ray.remote(RayEcho).options(**few).remote(len(names))
         callers = [ray.remote(RayCaller).options(num_cpus=0).remote() for _ in names]
         calls = [caller.serve.remote(server, name, d, trips, folder) for caller, name in zip(callers, names, strict=True)]
     ray.get(calls)

@@ -35,7 +35,7 @@ from taskloom.linear import Fista, Labels, OwnRows, SolverOptions, certify, mini
 from taskloom.sites import ProcessesTransport, ThreadsTransport
 
 SIZES = {"1 kB": 128, "1 MB": 131_072}
-SITES = (1, 8)
+SITES = (1, 4)
 ROUNDS = 3
 # Trips of each site, by size: enough for a median.
 TRIPS = {"threads": (1000, 30), "processes": (500, 30), "ray": (300, 30)}
@@ -58,10 +58,9 @@ def ray_for(engine: str) -> Generator[None]:
         return
     import ray
 
-    ray.init(
-        "local", num_cpus=2, include_dashboard=False, object_store_memory=200_000_000, log_to_driver=False, logging_level="ERROR",
-        runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}},
-    )  # fmt: skip
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+    there = {"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}}
+    ray.init("local", num_cpus=2, object_store_memory=200_000_000, runtime_env=there, **quiet)
     try:
         yield
     finally:
@@ -73,8 +72,8 @@ def timed(app: App, sites: int, d: int, trips: int) -> tuple[float, float]:
     names = [f"site{t}" for t in range(sites)]
     with tempfile.TemporaryDirectory() as folder:
         app(names, d, trips, folder)
-        each = [np.load(Path(folder) / f"{name}.npy")[:trips] for name in names]
-    # While all are under way: the rate of each is the inverse of its mean trip.
+        each = [np.load(Path(folder) / f"{name}.npy")[-trips:] for name in names]
+    # The last ones, when all are there: the rate of each is the inverse of its mean trip.
     return float(np.median(np.concatenate(each))), float(sum(1 / seconds.mean() for seconds in each))
 
 
@@ -111,6 +110,7 @@ class Memory(threading.Thread):
         self.enough, self.most, self.together, self.processes = threading.Event(), 0.0, 0.0, 0
 
     def run(self) -> None:
+        """Look ten times a second."""
         while not self.enough.wait(0.1):
             sizes = []
             for child in psutil.Process().children(recursive=True):

@@ -98,6 +98,11 @@ def test_a_fixed_number_needs_no_selective_run():
     assert (thrice.steps, thrice.batches) == (120, 40)
     random = RandomGroupsRecipe(**HOW, n_groups=2).fit(*parts, seed=0)
     assert random.steps == 10 * 5 + 30 * 2
+    weights = torch.ones(5, requires_grad=True)
+    for recipe, updates in ((JointXMRecipe(times=3), 3), (RandomGroupsRecipe(n_groups=2, warmup=0), 2), (SelectiveRecipe(), 5)):
+        step = recipe.update()(torch.optim.SGD([weights], lr=0.1), None)
+        step.step(weights.square)
+        assert step.costs.updates == updates
     assert random.chosen == {"learning_rate": RATE, "updates_per_batch": round(110 / 40, 3)}
 
 
@@ -277,6 +282,8 @@ def test_scalarizers_that_look_twice_cost_a_second_forward_pass():
         (lambda: RandomGroupsRecipe(regroup_every=0), "`regroup_every`=0"),
         (lambda: JointXMRecipe(times=0), "`times`=0"),
         (lambda: RandomGroupsRecipe(n_groups=0), "`n_groups`=0"),
+        (lambda: JointXMRecipe().update(), "`times`=None is learned by `fit`"),
+        (lambda: RandomGroupsRecipe().update(), "`n_groups`=None is learned by `fit`"),
     ],
 )
 def test_bad_settings_are_refused_before_any_work(make, message):

@@ -17,14 +17,13 @@ import polars as pl
 import psutil
 import pytest
 import yaml
+from engine_jobs import make_pairs, relative_gap, school_pairs, write_job
+from flare_federation import SERVER, Federation, write_project
 
 import taskloom
 from taskloom.engines import FlareOptions, provision, submit
 from taskloom.sites import decode
 from taskloom.tasks import FitError, OptionError
-
-from .engine_jobs import make_pairs, relative_gap, school_pairs, write_job
-from .flare_federation import SERVER, Federation, write_project
 
 pytest.importorskip("nvflare")
 pytestmark = pytest.mark.engine

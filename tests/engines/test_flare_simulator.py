@@ -10,14 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from engine_jobs import landmine_pairs, make_pairs, relative_gap, write_job
 from typer.testing import CliRunner
 
 import taskloom
 from taskloom.cli._app import app
 from taskloom.engines import _flare_kits, simulate, submit
 from taskloom.tasks import OptionError
-
-from .engine_jobs import landmine_pairs, make_pairs, relative_gap, write_job
 
 pytest.importorskip("nvflare")
 pytestmark = pytest.mark.engine

@@ -105,10 +105,6 @@ class GroupUpdateRecipe(JointRecipe):
         # The step itself knows what it refuses.
         self._selective(0)(torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0), None)
 
-    def update(self) -> UpdateFactory:
-        """Selective groups, for a seed of 0."""
-        return self._selective(0)
-
     def selective_run(self, train: TaskData, validation: TaskData, seed: int, rate: float) -> tuple[NetFit, CountedStep]:
         """Train one net by selective updates: the net, and the step that trained it with the updates that each batch took."""
         return self._run((train, validation), (seed, rate), self._selective(seed))
@@ -143,23 +139,22 @@ class GroupUpdateRecipe(JointRecipe):
         net = new_net(self.net, parts[0].X.shape[1:], parts[0].tasks, how[0])
         return fit(net, *parts, options=options, seed=how[0], update=counted), made[0]
 
-    def _control(
-        self,
-        parts: tuple[TaskData, TaskData],
-        how: tuple[int, float],
-        fixed: int | None,
-        make: Callable[[list[int]], Callable[[Optimizer, Any], GroupStep]],
-    ) -> Candidate:
-        """Train a net by a step that is made for given numbers of updates, those of a selective run if none is fixed.
+    def _step(self, numbers: list[int], seed: int) -> Callable[[Optimizer, Any], GroupStep]:
+        """The step of a control that makes so many updates in each batch."""
+        raise NotImplementedError
+
+    def _control(self, parts: tuple[TaskData, TaskData], how: tuple[int, float], fixed: int | None) -> Candidate:
+        """Train a net by the step of a control, with as many updates as a selective run makes if no number is fixed.
 
         It goes on for as many batches as that run did, so that both make the same steps; with a fixed number validation ends
         it, as any other training.
         """
         if fixed is not None:
-            return _candidate(*self._run(parts, how, make([fixed])))
+            return _candidate(*self._run(parts, how, self._step([fixed], how[0])))
         learned = self.selective_run(*parts, *how)[1].updates
         # A batch in which all tasks are absent takes no update, whatever it is asked for.
-        found = _candidate(*self._run(parts, how, make([max(1, one) for one in learned]), len(learned)))
+        step = self._step([max(1, one) for one in learned], how[0])
+        found = _candidate(*self._run(parts, how, step, len(learned)))
         note = (
             f"The updates of each batch, {sum(learned):,} in all, are those of a selective run of the same seed and learning "
             "rate. Such runs were trained to know them: their time is in the seconds, their steps are not in the steps."
@@ -186,6 +181,10 @@ class SelectiveRecipe(GroupUpdateRecipe):
     name: ClassVar[str] = "selective"
     summary: ClassVar[str] = "one net; tasks are grouped while they train and updated group by group within each batch"
     paper: ClassVar[str] = "Jeong & Yoon, Selective Task Group Updates, ICLR 2025"
+
+    def update(self) -> UpdateFactory:
+        """Selective groups, with a seed of 0."""
+        return self._selective(0)
 
     def try_rate(self, train: TaskData, validation: TaskData, seed: int, rate: float) -> Candidate:
         """Train one net at one learning rate."""
@@ -237,14 +236,22 @@ class JointXMRecipe(GroupUpdateRecipe):
         super().__post_init__()
         _check_number("times", self.times)
 
+    def update(self) -> UpdateFactory:
+        """The step with the fixed number, with a seed of 0.
+
+        Raises:
+            OptionError: none is fixed, and only a fit can learn it.
+        """
+        if self.times is None:
+            raise OptionError("`times`=None is learned by `fit`; give a number for an update step")
+        return self._step([self.times], 0)
+
     def try_rate(self, train: TaskData, validation: TaskData, seed: int, rate: float) -> Candidate:
         """Train one net at one learning rate."""
-        return self._control(
-            (train, validation),
-            (seed, rate),
-            self.times,
-            lambda times: partial(RepeatedStep, times=times, passes=self._passes(seed)),
-        )
+        return self._control((train, validation), (seed, rate), self.times)
+
+    def _step(self, numbers: list[int], seed: int) -> Callable[[Optimizer, Any], GroupStep]:
+        return partial(RepeatedStep, times=numbers, passes=self._passes(seed))
 
 
 @register_recipe
@@ -277,14 +284,22 @@ class RandomGroupsRecipe(GroupUpdateRecipe):
         super().__post_init__()
         _check_number("n_groups", self.n_groups)
 
+    def update(self) -> UpdateFactory:
+        """The step with the fixed number, with a seed of 0.
+
+        Raises:
+            OptionError: none is fixed, and only a fit can learn it.
+        """
+        if self.n_groups is None:
+            raise OptionError("`n_groups`=None is learned by `fit`; give a number for an update step")
+        return self._step([self.n_groups], 0)
+
     def try_rate(self, train: TaskData, validation: TaskData, seed: int, rate: float) -> Candidate:
         """Train one net at one learning rate."""
-        return self._control(
-            (train, validation),
-            (seed, rate),
-            self.n_groups,
-            lambda numbers: partial(RandomGroups, n_groups=numbers, warmup=self.warmup, passes=self._passes(seed)),
-        )
+        return self._control((train, validation), (seed, rate), self.n_groups)
+
+    def _step(self, numbers: list[int], seed: int) -> Callable[[Optimizer, Any], GroupStep]:
+        return partial(RandomGroups, n_groups=numbers, warmup=self.warmup, passes=self._passes(seed))
 
 
 def _check_number(name: str, number: int | None) -> None:

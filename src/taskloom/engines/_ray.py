@@ -291,9 +291,11 @@ def _cluster(options: RayOptions) -> Generator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    alone = {"include_dashboard": False, "object_store_memory": STORE_BYTES} if options.address is None else {}
+    settings: dict[str, Any] = {"namespace": options.namespace, "log_to_driver": False, "logging_level": logging.ERROR}
+    if options.address is None:
+        settings |= {"include_dashboard": False, "object_store_memory": STORE_BYTES}
     try:
-        ray.init(options.address or "local", namespace=options.namespace, log_to_driver=False, logging_level=logging.ERROR, **alone)
+        ray.init(options.address or "local", **settings)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise OptionError(f"`address`={options.address!r}: no Ray there ({error}); start one, or leave it out") from error
     try:

@@ -151,9 +151,9 @@ class JobSession(Session):
             return f"lost: {self.failed[name]}"
         if site.intercepts is not None:
             return "done"
-        if self._silence(name) > self.job.patience:
-            return "silent"
-        return "not yet there" if np.isnan(site.seen_at) else "there"
+        if np.isnan(site.seen_at):
+            return "not yet there"
+        return "silent" if self._silence(name) > self.job.patience else "there"
 
     def _save(self, coordinator: Coordinator) -> None:
         save_coordinator(coordinator, self.job.checkpoint / COORDINATOR_FILE)

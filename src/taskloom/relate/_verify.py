@@ -183,8 +183,8 @@ def refine(
     best choices without the groups of the choice, without those of that choice too, and so on.
 
     The tasks alone and all of them together are always measured. No choice among measured groups is better than the one that is
-    returned, and with patience and a budget for all candidates it is the best of them. Candidates are the groups of a table; all
-    groups of at most 12 tasks; of more tasks a pool, which grows with what is learnt.
+    returned, and with patience and a budget for all candidates it is the best of them. Candidates are the groups of a table;
+    all groups of at most 12 tasks; of more tasks a pool, which grows with what is learnt.
 
     Args:
         measure: maps groups (G, K) to gains (G, K), larger is better; NaN where a group cannot serve a member.

@@ -17,7 +17,8 @@ def verdict_table(study: Outcome) -> Table:
     table = Table(
         title=f"Verdict per task (metric: {', '.join(metrics)})", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
     )
-    table.add_column("recipe", no_wrap=True)
+    # Names are folded in a narrow terminal, so that numbers can be read.
+    table.add_column("recipe", overflow="fold")
     table.add_column("task", overflow="fold")
     for name in ("baseline", "score", "gain", f"{100 * study.options.confidence:g} % interval"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -43,8 +44,8 @@ def verdict_table(study: Outcome) -> Table:
 def summary_table(study: Outcome) -> Table:
     """One row for each recipe: verdicts counted, and what it cost."""
     table = Table(title="Recipes", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("recipe", no_wrap=True)
-    table.add_column("against", no_wrap=True)
+    table.add_column("recipe", overflow="fold")
+    table.add_column("against", overflow="fold")
     for name in ("helped/hurt/undecided", "mean gain", "interval", "sec"):
         table.add_column(name, justify="right", no_wrap=True)
     for summary in study.summaries:
