@@ -8,10 +8,10 @@ DEV := $(VENV)/.installed-dev
 OUT ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint docs bench clean
+.PHONY: help setup demo test test-engines lint docs bench clean
 
 help:  ## list these commands
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|' 2>/dev/null \
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|' 2>/dev/null \
 	  || grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST)
 
 setup: $(DEV)  ## make .venv with everything that the other commands need
@@ -21,6 +21,9 @@ demo: $(BASE)  ## run the main job on data that scikit-learn carries, and write 
 
 test: $(DEV)  ## run the whole test suite
 	@$(BIN)/python -m pytest
+
+test-engines: $(DEV)  ## run the tests on Ray and NVIDIA FLARE, also those that take minutes
+	@TASKLOOM_ENGINES=1 $(BIN)/python -m pytest -m engine
 
 lint: $(DEV)  ## check style and types
 	@$(BIN)/ruff check .

@@ -15,7 +15,7 @@ from tests.relate.planted_groups import planted
 from torch import nn
 
 from taskloom.deep import MLP, AdaTaskRecipe, FitOptions, JointRecipe, SharedBottom, SingleRecipe, SumStep
-from taskloom.relate import GroupedRecipe, MeasureOptions, _recipe, labels, select
+from taskloom.relate import GroupedRecipe, MeasureOptions, _recipe, cluster, labels, select
 from taskloom.relate._measures import MEASURES
 from taskloom.relate._recipe import of_tasks
 from taskloom.study import Study, StudyOptions, fit_model, load_model, results_schema, study
@@ -103,6 +103,20 @@ def test_groups_follow_from_training_rows_alone(two_kinds):
     for fit in (one, other):
         assert fit.groups["sets"] == [list(names) for names in expected.sets]
         assert fit.groups["serves"] == expected.serves
+
+
+def test_a_likeness_is_clustered_and_gains_are_selected(two_kinds):
+    train, validation = two_kinds
+    likeness = labels(None, train)
+    most = len(cluster(likeness).sets)
+    for recipe, expected in (
+        (BY_LABELS, cluster(likeness, min(most, 2))),
+        (replace(BY_LABELS, n_nets=9), cluster(likeness)),
+        (replace(BY_LABELS, method="select"), select(likeness, 2)),
+        (replace(BY_LABELS, alone=0.3), select(replace(likeness, zero=0.3), 2)),
+    ):
+        fit = recipe.fit(train, validation, seed=0, budget=1)
+        assert fit.groups["sets"] == [list(names) for names in expected.sets]
 
 
 def test_a_task_may_help_where_another_group_serves_it():
@@ -279,6 +293,8 @@ def test_settings_that_cannot_be_are_refused():
             GroupedRecipe(**wrong)
     with pytest.raises(UnknownNameError, match="did you mean `labels`"):
         GroupedRecipe("label")
+    with pytest.raises(UnknownNameError, match="did you mean `spectral`"):
+        GroupedRecipe(method="spektral")
 
 
 @dataclass(frozen=True)

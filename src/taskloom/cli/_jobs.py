@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
 from rich import box
 from rich.console import Console
@@ -96,8 +96,8 @@ def print_job(result: JobResult) -> None:
     for name in columns:
         table.add_column(name, justify="left" if name in ("site", "state") else "right")
     for name, site in result.sites.items():
-        seen = "never" if np.isnan(site.seen_at) else f"{site.seen_at:.1f} s"
-        stale = "-" if np.isnan(site.staleness) else f"{site.staleness:g}"
+        seen = "never" if math.isnan(site.seen_at) else f"{site.seen_at:.1f} s"
+        stale = "-" if math.isnan(site.staleness) else f"{site.staleness:g}"
         counts = (str(site.updates), stale, str(site.bytes_in), str(site.bytes_out), seen, str(site.refused))
         table.add_row(Text(name), *counts, Text(site.state))
     console.print(table)

@@ -14,6 +14,7 @@ from torch import nn
 
 from taskloom.deep import JointRecipe, NetPredictor
 from taskloom.relate._affinity import Affinity
+from taskloom.relate._cluster import METHODS, cluster
 from taskloom.relate._groups import Groups
 from taskloom.relate._measures import check_measure, measure
 from taskloom.relate._options import MeasureOptions
@@ -29,6 +30,7 @@ from taskloom.tasks import (
     RecipeFit,
     TaskData,
     register_recipe,
+    unknown,
 )
 
 _BASELINE = "labels"
@@ -41,9 +43,9 @@ _MOST_FEATURES = 2000
 class GroupedRecipe(Recipe):
     """Tasks in groups that are chosen by how the tasks relate; a net for each group, trained jointly.
 
-    On the training rows a measure tells how much each task helps each other one, `select` chooses at most `n_nets` groups by
-    it, and every group is trained as `inner` trains all tasks. A task is predicted by the net of the group that serves it; in
-    others it may help. A group of one is trained as `single` trains it. With one group this is `inner`, to the bit.
+    On the training rows a measure tells how the tasks relate, at most `n_nets` groups are made by it, and every group is
+    trained as `inner` trains all tasks. A task is predicted by the net of the group that serves it; in others it may help. A
+    group of one is trained as `single` trains it. With one group this is `inner`, to the bit.
 
     The plan, an affinity before groups under a budget of nets, is that of Standley et al. (ICML 2020), TAG (Fifty et al.,
     NeurIPS 2021) and Thakur et al. (TPAMI 2025); which measure and which net are ours to choose. The learning rate of a group's
@@ -55,9 +57,12 @@ class GroupedRecipe(Recipe):
         measure: name of a measure that needs no more than a net and data: `samplewise_cosine`, `samplewise`, `lookahead` (TAG),
             `gram`, `gradtag`, `datamap`, `task2vec`, `divergence`, `labels`.
         n_nets: groups at the most, each a net.
-        overlap: whether a task may help in groups that do not serve it.
-        alone: what a task gains alone, in units of the measure: one that gains less from all others is left alone. None:
-            the measure's `zero`; one without it, such as `samplewise_cosine`, then leaves no task alone.
+        method: how groups are made: `select`, which is for gains; a method of `cluster`, which is for likeness; `auto`:
+            `select` where the measure has a `zero` or `alone` is given, else `spectral`. On planted groups `select` made tight
+            pairs of a likeness and left the others in one heap.
+        overlap: whether `select` may let a task help in groups that do not serve it.
+        alone: what a task gains alone, in units of the measure: `select` leaves one alone that gains less from all others.
+            None: the measure's `zero`.
         inner: trains each group: a recipe of one net with its net, its options and its update step.
         measuring: options of the measure; their seed is that of the fit.
         title: name in a study, if not `grouped`.
@@ -65,7 +70,7 @@ class GroupedRecipe(Recipe):
     Raises:
         OptionError: fewer than one net, an `alone` that is not finite, an `inner` that is no recipe of one net, or one with
             `dominance_every`, which nets of different tasks cannot share.
-        UnknownNameError: no such measure.
+        UnknownNameError: no such measure or method.
 
     Examples:
         >>> from taskloom.deep import AdaTaskRecipe
@@ -75,6 +80,7 @@ class GroupedRecipe(Recipe):
 
     measure: str = "samplewise_cosine"
     n_nets: int = 3
+    method: str = "auto"
     overlap: bool = True
     alone: float | None = None
     inner: JointRecipe = field(default_factory=JointRecipe)
@@ -90,6 +96,8 @@ class GroupedRecipe(Recipe):
 
     def __post_init__(self) -> None:
         check_measure(self.measure)
+        if self.method not in (known := ("auto", "select", *METHODS)):
+            raise unknown("method of grouping", self.method, known)
         if isinstance(self.n_nets, bool) or not isinstance(self.n_nets, int) or self.n_nets < 1:
             raise OptionError(f"`n_nets`={self.n_nets!r}: give a whole number of at least 1")
         if self.alone is not None and not np.isfinite(self.alone):
@@ -156,7 +164,13 @@ class GroupedRecipe(Recipe):
 
     def _groups(self, affinity: Affinity, alone: float | None) -> Groups:
         known = affinity if alone is None else replace(affinity, zero=alone)
-        return select(known, self.n_nets, overlap=self.overlap)
+        method = self.method
+        if method == "auto":
+            method = "spectral" if known.zero is None else "select"
+        if method == "select" or self.n_nets == 1:
+            return select(known, self.n_nets, overlap=self.overlap)
+        found = cluster(known, method=method)
+        return found if len(found.sets) <= self.n_nets else cluster(known, self.n_nets, method)
 
     def _trained(self, names: Sequence[str], parts: tuple[TaskData, TaskData], seed: int, budget: int) -> RecipeFit:
         recipe = self.inner if len(names) > 1 else self.inner.baseline()
