@@ -12,7 +12,7 @@ OUT ?= demo
 
 help:  ## list these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|' 2>/dev/null \
-	  || grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST)
+	  || grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST)
 
 setup: $(DEV)  ## make .venv with everything that the other commands need
 

@@ -9,11 +9,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import cast
 
+import numpy as np
 import psutil
 import yaml
+from engine_jobs import problem_of
 
-from taskloom.engines import provision
+import taskloom
+from taskloom.engines import Job, provision
+from taskloom.linear import LinearPredictor, certify
 
 ADMIN = "lead@trust.org"
 SERVER = "localhost"
@@ -31,6 +36,17 @@ def keep(self, prefix, headers, payload):
 
 SfmConnection.send_frame = keep
 """
+
+
+def coefficients(folder: Path) -> np.ndarray:
+    """(d, K) of a saved model."""
+    predictor = cast("LinearPredictor", taskloom.load_model(folder / "model").predictor)
+    return np.hstack(predictor.coefficients)
+
+
+def gap(job: Job) -> float:
+    """How far above the optimum the saved model's objective can be at most, relative to it: a certificate of duality."""
+    return certify(problem_of(job), job.make_penalty(), coefficients(job.out)).relative
 
 
 def free_port() -> int:

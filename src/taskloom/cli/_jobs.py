@@ -105,5 +105,10 @@ def print_job(result: JobResult) -> None:
     for note in result.run.notes:
         console.print(Text(note), soft_wrap=True)
     if result.modelled:
-        console.print(Text.assemble("model:  ", (str(result.job.out / "model"), "bold")), soft_wrap=True)
-    console.print(Text.assemble("report: ", (str(result.job.out / "report.html"), "bold")), soft_wrap=True)
+        console.print(Text.assemble("model:  ", (_short(result.job.out / "model"), "bold")), soft_wrap=True)
+    console.print(Text.assemble("report: ", (_short(result.job.out / "report.html"), "bold")), soft_wrap=True)
+
+
+def _short(path: Path) -> str:
+    """As it is typed from here."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,10 @@ class FlareOptions:
 
     Raises:
         OptionError: a number outside of what it may be.
+
+    Examples:
+        >>> FlareOptions(resume=True).resubmissions
+        5
     """
 
     resume: bool = False
@@ -76,6 +81,10 @@ class FlareResult:
         out: folder with `model/`, `report.html` and `result.json`.
         jobs: FLARE's numbers of the job, one a submission; none of the simulator.
         values: what `result.json` holds.
+
+    Examples:
+        >>> FlareResult("converged", "converged: the residual is 1e-7", Path("out")).converged
+        True
     """
 
     status: str
@@ -114,18 +123,16 @@ def submit(job: Job, kit: str | Path, options: FlareOptions = FlareOptions()) ->
     session, numbers = AdminSession(Path(kit).resolve(), options.wait), []
     try:
         with tempfile.TemporaryDirectory() as temporary:
-            for turn in range(options.resubmissions + 1):
+            for turn in count():
                 start = "either" if turn else "resume" if options.resume else "new"
                 folder = Path(temporary) / str(turn)
                 status = _carry_out(job, session, start, folder, options, numbers)
                 found = session.download(numbers[-1], folder)
-                is_last = turn == options.resubmissions
-                if not _is_worth_another(job, session, status, found) or is_last:
+                if turn == options.resubmissions or not _is_worth_another(job, session, status, found):
                     return _bring_home(job, found, status, tuple(numbers))
-                options.say(f"the job broke ({status}); it is submitted again")
+                options.say(f"the job ended early ({status}); it is submitted again")
     finally:
         session.close()
-    raise FitError("`resubmissions` allows no submission")
 
 
 def _carry_out(job: Job, session: AdminSession, start: str, folder: Path, options: FlareOptions, numbers: list[str]) -> str:
@@ -219,10 +226,10 @@ def simulate(job: Job, *, resume: bool = False) -> FlareResult:
 
 def _run_simulator(app: Path, workspace: Path, sites: list[str], environment: dict[str, str]) -> str:
     """What the simulator says; it and its processes are gone afterwards."""
-    count = str(len(sites))
+    number = str(len(sites))
     command = [sys.executable, "-m", "nvflare.cli", "simulator", str(app), "-w", str(workspace), "-c", ",".join(sites)]
     process = subprocess.Popen(
-        [*command, "-n", count, "-t", count],
+        [*command, "-n", number, "-t", number],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -43,6 +43,10 @@ class StartupKit:
         name: of the participant.
         kind: `server`, `client` (a site) or `admin` (who submits jobs).
         folder: of the kit.
+
+    Examples:
+        >>> StartupKit("north", "client", Path("kits/clinics/prod_00/north")).folder.name
+        'north'
     """
 
     name: str

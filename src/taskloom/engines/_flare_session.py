@@ -13,7 +13,16 @@ from typing import Any
 import yaml
 from nvflare.apis.fl_constant import ConfigVarName
 from nvflare.collab import CollabRecipe
-from nvflare.fuel.flare_api.api_spec import AuthenticationError, AuthorizationError, NoConnection, SessionClosed
+from nvflare.fuel.flare_api.api_spec import (
+    AuthenticationError,
+    AuthorizationError,
+    InternalError,
+    InvalidJobDefinition,
+    JobNotDone,
+    JobNotFound,
+    NoConnection,
+    SessionClosed,
+)
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
 from taskloom.engines._flare_server import FOLDER, FlareCoordinator
@@ -22,6 +31,8 @@ from taskloom.engines._job import Job
 from taskloom.tasks import FitError, OptionError
 
 ADMIN_FILE = Path("startup") / "fed_admin.json"
+# What FLARE raises when it does not do what it was asked for.
+REFUSALS = (InternalError, InvalidJobDefinition, JobNotDone, JobNotFound, RuntimeError)
 # How FLARE calls a job that is over.
 FINISHED = "FINISHED"
 # Seconds between two questions, and those within which a site has spoken to the coordinator that is there.
@@ -111,7 +122,10 @@ class AdminSession:
 
     def download(self, number: str, folder: Path) -> Path | None:
         """What the coordinator has left of a job; None if nothing."""
-        place = Path(self._do(lambda session: session.download_job_result(number, str(folder))))
+        try:
+            place = Path(self._do(lambda session: session.download_job_result(number, str(folder))))
+        except FitError:
+            return None
         found = [path for path in place.rglob(FOLDER) if path.is_dir()]
         return found[0] if found else None
 
@@ -145,14 +159,21 @@ class AdminSession:
     def _do(self, ask: Callable[[Session], Any]) -> Any:
         """What the server says; asked anew where the session was broken."""
         try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                return ask(self._connect())
-        except (ConnectionError, SessionClosed):
-            self.close()
-            with contextlib.redirect_stdout(io.StringIO()):
-                return ask(self._connect())
+            try:
+                return self._ask(ask)
+            except (ConnectionError, SessionClosed):
+                self.close()
+                return self._ask(ask)
         except AuthorizationError as error:
             raise OptionError(f"`kit`='{self.kit}': {self._name} may not do that ({error}); use another kit") from error
+        except REFUSALS as error:
+            raise error if isinstance(error, FitError) else FitError(f"FLARE did not do it: {error}") from error
+
+    def _ask(self, ask: Callable[[Session], Any]) -> Any:
+        session = self._connect()
+        # FLARE prints what it does.
+        with contextlib.redirect_stdout(io.StringIO()):
+            return ask(session)
 
     def _connect(self) -> Session:
         until = time.monotonic() + self.wait
