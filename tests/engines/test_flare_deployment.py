@@ -252,6 +252,29 @@ def test_a_site_and_the_coordinator_that_are_killed_come_back_and_the_optimum_is
 
 
 @takes_minutes
+def test_a_coordinator_that_is_killed_with_its_server_goes_on_when_it_is_started_again(tmp_path):
+    job = write_job(tmp_path / "job", make_pairs(), method="amtl", relaxation=0.02, checkpoint_every=20)
+    federation = Federation(tmp_path, tables_of(job))
+    saved = federation.kits[SERVER] / "taskloom" / job.name / "checkpoint" / "coordinator.safetensors"
+    try:
+        federation.start()
+        submission = Submission(job, federation.admin)
+        submission.start()
+        until(saved.exists)
+        time.sleep(3)
+        federation.kill(SERVER)
+        time.sleep(3)
+        federation.start(SERVER)
+        submission.join(250)
+        assert submission.result is not None, (submission.said, federation.log(SERVER)[-3000:])
+        assert submission.result.converged
+        assert len(submission.result.jobs) == 2
+        assert gap(job) < 1e-6
+    finally:
+        federation.close()
+
+
+@takes_minutes
 def test_a_hung_site_is_reported_and_the_others_go_on(tmp_path):
     job = write_job(tmp_path / "job", make_pairs(), method="amtl", relaxation=0.02, min_sites=2, patience=3, give_up=8)
     federation = Federation(tmp_path, tables_of(job))

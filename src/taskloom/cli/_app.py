@@ -88,6 +88,10 @@ def study_command(
     impute: opt.Impute = True,
     budget: opt.Budget = 3,
     cluster: opt.Cluster = None,
+    controls: Annotated[
+        bool,
+        typer.Option("--controls/--no-controls", help="Train the controls that recipes are held against beside baselines."),
+    ] = True,
     json: opt.Json = False,
     no_cache: opt.NoCache = False,
 ) -> None:
@@ -95,7 +99,7 @@ def study_command(
     with user_errors(), opt.cluster_of(cluster):
         from taskloom.study import StudyOptions, study
 
-        options = StudyOptions(budget=budget, cache=not no_cache)
+        options = StudyOptions(budget=budget, controls=controls, cache=not no_cache)
         data = opt.read_tasks(file, target, by, targets, opt.table_options(kind, metric, drop, skip_tasks, impute))
         with output_folder(out):
             # As many fits as the cluster has cores, unless a number is asked for.

@@ -15,7 +15,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,12 +122,12 @@ def submit(job: Job, kit: str | Path, options: FlareOptions = FlareOptions()) ->
     session, numbers = AdminSession(Path(kit).resolve(), options.wait), []
     try:
         with tempfile.TemporaryDirectory() as temporary:
-            for turn in count():
-                start = "either" if turn else "resume" if options.resume else "new"
-                folder = Path(temporary) / str(turn)
+            while True:
+                start = "either" if numbers else "resume" if options.resume else "new"
+                folder = Path(temporary) / str(len(numbers))
                 status = _carry_out(job, session, start, folder, options, numbers)
                 found = session.download(numbers[-1], folder)
-                if turn == options.resubmissions or not _is_worth_another(job, session, status, found):
+                if len(numbers) > options.resubmissions or not _is_worth_another(job, session, status, found):
                     return _bring_home(job, found, status, tuple(numbers))
                 options.say(f"the job ended early ({status}); it is submitted again")
     finally:

@@ -166,8 +166,10 @@ class AdminSession:
                 return self._ask(ask)
         except AuthorizationError as error:
             raise OptionError(f"`kit`='{self.kit}': {self._name} may not do that ({error}); use another kit") from error
+        except FitError:
+            raise
         except REFUSALS as error:
-            raise error if isinstance(error, FitError) else FitError(f"FLARE did not do it: {error}") from error
+            raise FitError(f"FLARE did not do it: {error}") from error
 
     def _ask(self, ask: Callable[[Session], Any]) -> Any:
         session = self._connect()
