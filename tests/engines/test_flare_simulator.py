@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
 from engine_jobs import landmine_pairs, make_pairs, write_job
@@ -14,7 +16,8 @@ from flare_federation import gap
 from typer.testing import CliRunner
 
 from taskloom.cli._app import app
-from taskloom.engines import _flare_kits, simulate, submit
+from taskloom.engines import REJECT, Desk, _flare_kits, simulate, submit
+from taskloom.sites import Update, decode, encode
 from taskloom.tasks import OptionError
 
 pytest.importorskip("nvflare")
@@ -58,6 +61,37 @@ def test_a_site_that_cannot_read_its_table_is_reported_and_the_run_that_was_save
     again = simulate(job, resume=True)
     assert again.converged
     assert gap(job) < 1e-6
+
+
+def test_a_site_speaks_for_itself_alone_and_what_cannot_be_is_refused_with_its_name_in_the_log(tmp_path, caplog):
+    from nvflare.collab.api.context import set_call_context
+
+    from taskloom.engines._flare_server import FlareCoordinator
+
+    job = write_job(tmp_path, make_pairs())
+    coordinator = FlareCoordinator("")
+    coordinator._desk = Desk(job)
+    set_call_context(SimpleNamespace(caller="north"))
+    try:
+        assert coordinator.ask(encode(Update("south", 0))).startswith(REJECT)
+        assert coordinator.ask(b"anything").startswith(REJECT)
+        joined = decode(coordinator.ask(encode(Update("north", 0, curvature=np.ones(2)))))
+        columns = np.zeros((job.n_features, 2))
+        for number, (strange, said) in enumerate(
+            ((columns[:3], "has shape"), (columns * np.nan, "not finite"), (columns + 1e200, "`max_norm`")), start=1
+        ):
+            update = Update("north", number, joined.epoch, columns=strange, version=joined.version)
+            assert said in decode(coordinator.ask(encode(update))).refusal
+            assert any("site north" in line and said in line for line in caplog.messages)
+    finally:
+        set_call_context(None)
+    assert any("site north: it came in the name of 'south'" in line for line in caplog.messages)
+
+
+def test_names_that_flare_cannot_have_are_refused(tmp_path):
+    job = write_job(tmp_path, make_pairs())
+    with pytest.raises(OptionError, match="`name`='a job'"):
+        simulate(dataclasses.replace(job, name="a job"))
 
 
 def test_every_site_needs_a_table_here(tmp_path):

@@ -101,12 +101,13 @@ class FlareCoordinator(FLComponent):
     @collab.main
     def coordinate(self) -> None:
         """From the first message to the result."""
-        desk, said_at = self._get_desk(), time.monotonic()
+        desk, said_at, gone = self._get_desk(), time.monotonic(), set[str]()
         loops = collab.clients(blocking=False, timeout=FOR_EVER).take_part()
         threading.Thread(target=_listen, args=(loops, desk), daemon=True).start()
         while not desk.is_done and not collab.is_aborted:
-            for site, error in dict(loops.failures).items():
-                log.warning("site %s: %s", site, error)
+            for site in loops.failures.keys() - gone:
+                gone.add(site)
+                log.warning("site %s: %s", site, loops.failures[site])
                 desk.fail(site, GONE)
             desk.look()
             time.sleep(TICK)
@@ -148,6 +149,8 @@ class FlareCoordinator(FLComponent):
         job = read_job(yaml.safe_load(self.job))
         if self.is_local:
             return job
+        if Path(job.name).name != job.name:
+            raise OptionError(f"`name`={job.name!r}: it becomes a folder at the coordinator; leave out what is none")
         folder = Path(collab.workspace.get_root_dir()) / FOLDER / job.name
         return dataclasses.replace(job, checkpoint=folder / "checkpoint", out=folder / "out")
 

@@ -80,9 +80,17 @@ def export_job(job: Job, folder: Path, start: str, *, is_local: bool = False) ->
         folder: that the job's own folder goes into.
         start: see `FlareCoordinator`.
         is_local: see `FlareCoordinator`.
+
+    Raises:
+        OptionError: FLARE cannot call a job, or a site, like that.
     """
-    with contextlib.redirect_stdout(io.StringIO()):
-        JobRecipe(job, start, is_local=is_local).export(str(folder))
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            JobRecipe(job, start, is_local=is_local).export(str(folder))
+    except ValueError as error:
+        raise OptionError(
+            f"`name`={job.name!r}, or the name of a site: FLARE does not take it ({error}); call it otherwise"
+        ) from error
     return folder / job.name
 
 
