@@ -5,7 +5,7 @@ test loss / test loss of the task's single net, mean over tasks. Groups are chos
 validation rows too); the learning rate of every net, single ones included, and when it stops, on validation rows. `random`:
 each task in one of b groups by chance. `HOA`: gains of trained pairs, one seed. `verified`: `refine` from `samplewise_cosine`,
 12 groups trained at the most. A seed that is finished stands in `results/grouping_end_to_end_runs.jsonl` and is not run again.
-Needs the data folder: TASKLOOM_DATA, else ../shared/data. 10 seeds take half an hour of one idle core.
+Needs the data folder: TASKLOOM_DATA, else ../shared/data. 10 seeds take about 50 minutes of one core, 30 of them for landmine.
 """
 
 from __future__ import annotations

@@ -190,6 +190,10 @@ def test_they_serve_a_fit(which, shared_parts):
     ("make", "kind", "match"),
     [
         (partial(RepeatedStep, times=0), OptionError, "`times`=0"),
+        (partial(RepeatedStep, times=2.5), OptionError, "`times`=2.5: give a whole number"),
+        (partial(RepeatedStep, times=[2, 2.5]), OptionError, "`times`"),
+        (partial(RepeatedStep, times=True), OptionError, "`times`=True"),
+        (partial(RandomGroups, warmup=float("nan")), OptionError, "`warmup`=nan"),
         (partial(RandomGroups, n_groups=[2, 0]), OptionError, "`n_groups`"),
         (partial(RandomGroups, n_groups=[]), OptionError, "`n_groups`"),
         (partial(RandomGroups, warmup=-1), OptionError, "`warmup`=-1"),

@@ -177,6 +177,12 @@ def test_the_history_is_of_receivers_in_rows_and_small_enough_to_keep():
     np.testing.assert_allclose(relation[inside], (step.affinity.T / own[:, None])[inside])
 
 
+def test_a_training_that_ends_before_there_are_groups_says_so():
+    fitted = SelectiveRecipe(**HOW | {"warmup": 100}).fit(*shared_parts(), seed=0)
+    assert fitted.notes[0].startswith("The training ended after 40 batches, before groups were first made")
+    assert SelectiveRecipe(**HOW).fit(*shared_parts(), seed=0).notes == []
+
+
 def test_a_long_history_of_many_tasks_is_thinned_and_ends_with_the_end():
     weight = torch.ones(40, requires_grad=True)
     step = SelectiveGroups(torch.optim.SGD([weight], lr=1e-3), warmup=1, regroup_every=1, seed=0)
@@ -281,7 +287,11 @@ def test_scalarizers_that_look_twice_cost_a_second_forward_pass():
         (lambda: SelectiveRecipe(warmup=-1), "`warmup`=-1"),
         (lambda: RandomGroupsRecipe(regroup_every=0), "`regroup_every`=0"),
         (lambda: JointXMRecipe(times=0), "`times`=0"),
+        (lambda: JointXMRecipe(times=2.5), "`times`=2.5: give a whole number"),
+        (lambda: JointXMRecipe(times="3"), "`times`='3'"),
         (lambda: RandomGroupsRecipe(n_groups=0), "`n_groups`=0"),
+        (lambda: RandomGroupsRecipe(n_groups=float("nan")), "`n_groups`=nan"),
+        (lambda: SelectiveRecipe(warmup=None), "`warmup`=None"),
         (lambda: JointXMRecipe().update(), "`times`=None is learned by `fit`"),
         (lambda: RandomGroupsRecipe().update(), "`n_groups`=None is learned by `fit`"),
     ],

@@ -78,7 +78,7 @@ def test_a_site_speaks_for_itself_alone_and_what_cannot_be_is_refused_with_its_n
         joined = decode(coordinator.ask(encode(Update("north", 0, curvature=np.ones(2)))))
         columns = np.zeros((job.n_features, 2))
         for number, (strange, said) in enumerate(
-            ((columns[:3], "has shape"), (columns * np.nan, "not finite"), (columns + 1e200, "`max_norm`")), start=1
+            ((columns[:3], "has shape"), (columns * np.nan, "not finite"), (columns + 1e20, "have the norm")), start=1
         ):
             update = Update("north", number, joined.epoch, columns=strange, version=joined.version)
             assert said in decode(coordinator.ask(encode(update))).refusal

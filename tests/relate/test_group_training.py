@@ -286,6 +286,8 @@ def test_measures_that_train_refuse_what_they_cannot_train():
         (lambda: pairwise(NET, data, n_seeds=0), OptionError, "`n_seeds`=0"),
         (lambda: surrogate(NET, data, n_seeds=0), OptionError, "`n_seeds`=0"),
         (lambda: surrogate(NET, data, n_groups=1), OptionError, "`n_groups`=1"),
+        (lambda: pairwise(NET, data, n_seeds=1.5), OptionError, "`n_seeds`=1.5"),
+        (lambda: surrogate(NET, data, n_groups=2.5), OptionError, "`n_groups`=2.5"),
         (lambda: surrogate("mlp", data), OptionError, "`net`='mlp'"),
     ]
     for attempt, error, words in refused:
@@ -306,6 +308,10 @@ def test_bad_input_is_refused_before_anything_is_trained():
     unlabelled[:, 1] = np.nan
     broken = data.X.copy()
     broken[0, 0] = np.nan
+    blank = TaskData(data.tasks, data.features, unlabelled)
+    renamed = replace(data, tasks=data.tasks[::-1])
+    narrow = TaskData.shared_rows(data.X[:, :2], data.y, data.tasks)
+    owned = TaskData.own_rows([(data.X, data.y[:, t]) for t in range(3)], data.tasks)
     refused = [
         (lambda: train_groups(NET, data, data, [("a", "bb")]), UnknownNameError, "`task`='bb'|bb"),
         (lambda: train_groups(NET, data, data, [()]), DataError, "group 0 of `groups` is empty"),
@@ -313,14 +319,23 @@ def test_bad_input_is_refused_before_anything_is_trained():
         (lambda: train_groups(NET, small(1), small(1), []), DataError, "two or more"),
         (lambda: train_groups("mlp", data, data, []), OptionError, "`net`='mlp'"),
         (lambda: train_groups(lambda _s, _t: nn.Linear(3, 2), data, data, []), OptionError, "it must give"),
-        (lambda: train_groups(NET, data, TaskData(data.tasks, data.features, unlabelled), []), DataError, "`b` has 0 labels"),
+        (lambda: train_groups(NET, data, blank, []), DataError, "`b` has 0 labels"),
         (lambda: train_groups(NET, TaskData.shared_rows(broken, data.y), data, []), DataError, "encode it first"),
         (lambda: train_groups(NET, data, data, [], known=scores), OptionError, "`known` is of other tasks or seeds"),
         (lambda: train_groups(NET, data, data, [], options=HOW, known=scores, test=data), OptionError, "lacks test losses"),
         (lambda: scores.losses_of(select(Affinity(np.ones((3, 3)), "abc"), 1)), DataError, "a, b, c, which was not trained"),
         (lambda: fit_groups(NET, data, data, np.zeros((1, 3), dtype=bool)), OptionError, "`members` has shape"),
         (lambda: fit_groups(NET, data, data, np.ones((0, 3), dtype=bool)), OptionError, "`members` has shape"),
+        (lambda: train_groups(NET, data, renamed, []), DataError, "`validation` is of the tasks c, b, a; need a, b, c"),
+        (lambda: train_groups(NET, data, small(2), []), DataError, "`validation` is of the tasks a, b; need a, b, c"),
+        (lambda: train_groups(NET, data, data, [], test=renamed), DataError, "`test` is of the tasks c, b, a"),
+        (lambda: train_groups(NET, data, narrow, []), DataError, r"`validation` has rows of shape \(2,\)"),
+        (lambda: train_groups(NET, data, owned, []), DataError, "`validation` has own rows and `train` shared rows"),
+        (lambda: fit_groups(NET, data, blank, np.eye(3) > 0), DataError, "`validation` has no label of the task `b`"),
         (lambda: GroupFitOptions(seeds=()), OptionError, "`seeds`"),
+        (lambda: GroupFitOptions(seeds=3), OptionError, "`seeds`=3"),
+        (lambda: GroupFitOptions(seeds=(0.5,)), OptionError, "`seeds`"),
+        (lambda: GroupFitOptions(rates=1e-3), OptionError, "`rates`=0.001"),
         (lambda: GroupFitOptions(seeds=(1, 1)), OptionError, "`seeds`"),
         (lambda: GroupFitOptions(rates=(0.0,)), OptionError, "`rates`"),
         (lambda: GroupFitOptions(at_once=0), OptionError, "`at_once`"),

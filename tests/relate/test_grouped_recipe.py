@@ -119,6 +119,25 @@ def test_a_likeness_is_clustered_and_gains_are_selected(two_kinds):
         assert fit.groups["sets"] == [list(names) for names in expected.sets]
 
 
+@pytest.mark.parametrize("method", ["louvain", "affinity_propagation"])
+def test_where_a_method_cannot_give_so_many_groups_it_gives_fewer(method):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, 3))
+    Y = np.repeat(X, 2, axis=1) + 0.01 * rng.normal(size=(200, 6))
+    data = TaskData.shared_rows(X, Y, list("abcdef"))
+    with pytest.raises(OptionError, match="not reached"):
+        cluster(labels(None, data), 2, "affinity_propagation")
+    fit = GroupedRecipe("labels", n_nets=2, method=method, inner=INNER).fit(data, data, seed=0, budget=1)
+    assert len(fit.groups["sets"]) <= 2
+
+
+def test_what_many_trainings_cost_is_told_as_such(two_kinds):
+    train, validation = two_kinds
+    quick = MeasureOptions(n_rows=60, steps=30, accelerator="cpu")
+    fit = GroupedRecipe("pairwise", n_nets=2, inner=INNER, measuring=quick).fit(train, validation, seed=0, budget=1)
+    assert any(note.startswith("Measuring took 42 trainings of up to 30 steps, ") for note in fit.notes)
+
+
 def test_a_task_may_help_where_another_group_serves_it():
     train, validation = chain()
     fit = GroupedRecipe("labels", n_nets=3, inner=INNER, alone=0.3).fit(train, validation, seed=0, budget=1)
@@ -286,6 +305,7 @@ def test_settings_that_cannot_be_are_refused():
         ({"n_nets": 2.0}, "`n_nets`=2.0"),
         ({"n_nets": True}, "`n_nets`=True"),
         ({"alone": np.nan}, "`alone`=nan: give a finite number"),
+        ({"alone": "0"}, "`alone`='0': give a finite number"),
         ({"inner": SingleRecipe()}, "`inner`=.*give a recipe of one net"),
         ({"inner": JointRecipe(dominance_every=5)}, "`inner` has `dominance_every`"),
     ):

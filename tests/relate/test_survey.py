@@ -209,6 +209,9 @@ def test_a_survey_by_labels_has_nothing_beside_it(diabetes, tmp_path):
         ({"method": "spectrl"}, UnknownNameError, "did you mean `spectral`"),
         ({"n_groups": 0}, OptionError, "`n_groups`=0"),
         ({"repeats": 0}, OptionError, "`repeats`=0"),
+        ({"n_groups": 2.5}, OptionError, "`n_groups`=2.5"),
+        ({"n_groups": True}, OptionError, "`n_groups`=True"),
+        ({"repeats": "3"}, OptionError, "`repeats`='3'"),
     ],
 )
 def test_bad_options_are_refused_by_name(fields, error, message):

@@ -177,6 +177,30 @@ def test_costs_are_kept_to():
     assert found.groups.value == pytest.approx(best.value)
 
 
+def test_the_first_choice_is_measured_whole_however_few_groups_a_round_may_hold():
+    prior = Affinity(np.kron(np.eye(3), np.ones((2, 2))), list("abcdef"))
+    found = refine(
+        lambda members: members.astype(float),
+        prior,
+        3,
+        costs=lambda names: {1: 0.9, 2: 1.0}.get(len(names), 50.0),
+        options=VerifyOptions(per_round=1),
+    )
+    assert found.groups.sets == (("a", "b"), ("c", "d"), ("e", "f"))
+    assert len(found.rounds[0].trained) == 3
+
+
+def test_a_group_that_a_table_has_no_price_for_is_measured_and_not_bought():
+    members = np.array([[1, 1, 0, 0], [0, 0, 1, 1]], dtype=bool)
+    prior = GroupGains(members, np.ones((2, 4)), list("abcd"), np.array([10.0, 10.0]))
+    sizes = partial(np.sum, axis=1, keepdims=True)
+    found = refine(lambda asked: sizes(asked) * np.ones((1, 4)), prior, 20)
+    assert found.groups.sets == (("a", "b"), ("c", "d"))
+    assert found.table.n_groups == 7
+    cheap = refine(lambda asked: sizes(asked) * np.ones((1, 4)), prior, 20, costs=lambda names: 10.0)
+    assert cheap.groups.sets == (("a", "b", "c", "d"),)
+
+
 def test_two_tasks_have_nothing_but_what_is_always_measured():
     found = refine(lambda members: np.where(members.all(axis=1)[:, None], 0.5, 0.0) * members, np.ones((2, 2)), 2)
     assert found.groups.sets == (("task 1", "task 2"),)
@@ -244,12 +268,15 @@ def test_bad_input_is_refused_before_anything_is_measured(tasks):
         (lambda: VerifyOptions(most=0), OptionError, "`most`=0"),
         (lambda: VerifyOptions(per_round=0), OptionError, "`per_round`=0"),
         (lambda: VerifyOptions(patience=0), OptionError, "`patience`=0"),
+        (lambda: VerifyOptions(most=1.5), OptionError, "`most`=1.5"),
+        (lambda: VerifyOptions(time_limit=-1.0), OptionError, "`time_limit`=-1.0"),
         (lambda: refine(never, np.ones((2, 3)), 2), DataError, "row = receiver"),
         (lambda: refine(never, unknown_pair, 2), DataError, "NaN"),
         (lambda: refine(never, ones, 0), OptionError, "`budget`=0"),
         (lambda: refine(never, ones, 0.5), OptionError, "`budget`=0.5"),
         (lambda: refine(never, ones, 2, costs=lambda names: 0.0), OptionError, "`costs` gives 0"),
         (lambda: refine(never, ones, 1, costs=lambda names: 5.0), OptionError, "`budget`=1"),
+        (lambda: refine(never, ones, 2, costs=[1.0, 2.0, 3.0]), OptionError, "`costs` is no function"),
         (lambda: verify(MLP((4,)), train, validation, ones, 2), DataError, "3 tasks|shape|6"),
         (lambda: verify(MLP((4,)), train, validation, Affinity(np.ones((6, 6)), names[::-1]), 2), DataError, "`prior`"),
         (lambda: verify("mlp", train, validation, np.ones((6, 6)), 2, options=QUICK), OptionError, "`net`='mlp'"),

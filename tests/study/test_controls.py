@@ -219,7 +219,7 @@ def test_the_report_holds_the_recipe_against_its_controls_with_their_costs(selec
         for summary in selective.summaries:
             if title != "Against its controls" or summary.recipe != "single":
                 assert f'">{summary.steps:,}</td>' in part
-                assert re.search(rf'">{re.escape(f"{summary.trunk_flops:.3g}")}|">{summary.trunk_flops:,}</td>', part)
+                assert re.search(rf'">{re.escape(f"{summary.trunk_flops:.3g}")}|">{summary.trunk_flops:,.0f}</td>', part)
 
 
 def test_the_report_shows_groups_over_the_training(selective, tmp_path):
@@ -264,6 +264,23 @@ def test_a_group_keeps_its_colour_while_most_of_its_tasks_stay():
     assert affinity_chart(history) is None
     once = membership_chart(replace(history, points=history.points[1:2]))
     assert np.array(once.data[0].z).shape == (4, 1)
+
+
+def test_a_training_that_ended_before_there_were_groups_is_said_to_have_done_so():
+    points = [{"batch": b, "groups": [0, 1, 2]} for b in (0, 40)]
+    history = History("selective", 0, list("abc"), points, 1, [3])
+    assert "ended before groups were first made, so that each task is alone" in history_sentence(history)
+    regrouped = [*points, {"batch": 50, "groups": [0, 1, 2]}]
+    assert "before groups were first made" not in history_sentence(replace(history, points=regrouped))
+
+
+def test_more_groups_than_colours_are_owned_up_to(selective, tmp_path):
+    told = "some share one, and a cell that is pointed at"
+    assert told not in selective.report(tmp_path / "few.html").read_text()
+    rng = np.random.default_rng(0)
+    nine = TaskData.shared_rows(rng.normal(size=(80, 3)), rng.normal(size=(80, 9)))
+    result = study(nine, [SELECTIVE], seeds=1, options=StudyOptions(budget=1, cache=False, controls=False))
+    assert told in result.report(tmp_path / "many.html").read_text()
 
 
 def test_of_many_pairs_the_greatest_and_the_least_are_drawn():

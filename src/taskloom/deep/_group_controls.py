@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.optim import Optimizer
 
-from taskloom.deep._group_passes import GroupPasses, Tasks
+from taskloom.deep._group_passes import GroupPasses, Tasks, is_whole
 from taskloom.deep._group_step import GroupStep
 from taskloom.tasks import OptionError, unknown
 
@@ -227,10 +227,10 @@ def _partition(given: list[list[Any]], names: list[Any]) -> list[list[int]]:
 
 
 def _numbers(name: str, value: int | Sequence[int]) -> list[int]:
-    numbers = [value] if isinstance(value, int) else [int(one) for one in value]
-    if not numbers or min(numbers) < 1:
-        raise OptionError(f"`{name}`={value!r}: give a number of at least 1, or one for each batch")
-    return numbers
+    numbers = list(value) if isinstance(value, Iterable) else [value]
+    if not numbers or not all(is_whole(number, 1) for number in numbers):
+        raise OptionError(f"`{name}`={value!r}: give a whole number of at least 1, or one for each batch")
+    return [int(number) for number in numbers]
 
 
 def _at(numbers: list[int], batch: int) -> int:
@@ -238,6 +238,6 @@ def _at(numbers: list[int], batch: int) -> int:
 
 
 def _batches(warmup: int) -> int:
-    if warmup < 0:
-        raise OptionError(f"`warmup`={warmup}: give a number of batches that is not negative")
+    if not is_whole(warmup, 0):
+        raise OptionError(f"`warmup`={warmup!r}: give a whole number of batches that is not negative")
     return warmup

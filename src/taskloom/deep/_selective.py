@@ -23,7 +23,7 @@ from taskloom.deep._adatask_step import AdaTaskOptimizer
 from taskloom.deep._first_order import LastShared
 from taskloom.deep._graph import go_back
 from taskloom.deep._group_parallel import from_first, mean_losses
-from taskloom.deep._group_passes import GroupPasses, Tasks
+from taskloom.deep._group_passes import GroupPasses, Tasks, is_whole
 from taskloom.deep._group_step import GroupStep, Losses
 from taskloom.deep._proximal_affinity import AffinityTracker, Flags, similarity
 from taskloom.deep._task_groups import Preference, group_tasks
@@ -83,8 +83,8 @@ class SelectiveOptions(GroupPasses):
         if not isinstance(self.preference, str) and not math.isfinite(self.preference):
             raise OptionError(f"`preference`={self.preference}: give a finite number, 'auto' or 'median'")
         for name in ("measure_every", "probe_every"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise OptionError(f"`{name}`={getattr(self, name)}: give a number of batches of at least 1")
+            if getattr(self, name) is not None and not is_whole(getattr(self, name), 1):
+                raise OptionError(f"`{name}`={getattr(self, name)!r}: give a whole number of batches of at least 1")
         if not 0 <= self.measure_last <= 1:
             raise OptionError(f"`measure_last`={self.measure_last}: give a share of batches from 0 to 1")
         if self.affinity == "first_order" and not self.freeze_heads:
@@ -327,7 +327,7 @@ class SelectiveGroups(GroupStep):
 def _check(beta: float, warmup: int, regroup_every: int) -> None:
     if not 0 < beta <= 1:
         raise OptionError(f"`beta`={beta}: give a decay above 0 and up to 1")
-    if warmup < 0:
-        raise OptionError(f"`warmup`={warmup}: give a number of batches that is not negative")
-    if regroup_every < 1:
-        raise OptionError(f"`regroup_every`={regroup_every}: give a number of batches of at least 1")
+    if not is_whole(warmup, 0):
+        raise OptionError(f"`warmup`={warmup!r}: give a whole number of batches that is not negative")
+    if not is_whole(regroup_every, 1):
+        raise OptionError(f"`regroup_every`={regroup_every!r}: give a whole number of batches of at least 1")

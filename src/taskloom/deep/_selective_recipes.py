@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from taskloom.deep._fit import NetFit, UpdateFactory, fit, new_net
 from taskloom.deep._group_controls import RandomGroups, RepeatedStep
-from taskloom.deep._group_passes import GroupPasses
+from taskloom.deep._group_passes import GroupPasses, is_whole
 from taskloom.deep._group_step import GroupStep
 from taskloom.deep._proximal_affinity import in_own_progress
 from taskloom.deep._recipes import Candidate, JointRecipe
@@ -169,7 +169,8 @@ class SelectiveRecipe(GroupUpdateRecipe):
     """One net for all tasks, which are grouped while they train and updated group by group: see `SelectiveGroups`.
 
     A batch takes as many steps as there are groups, so that it costs as much as M of `joint`. Its controls are `joint`, which
-    sees the same batches, and `joint-xM` and `random-groups`, which make the same number of steps on each of them.
+    sees the same batches, one step on each, until its own validation loss ends it, and `joint-xM` and `random-groups`, which
+    make the same number of steps on each of them and go on for as many batches.
 
     The attributes are those of `GroupUpdateRecipe`.
 
@@ -194,6 +195,9 @@ class SelectiveRecipe(GroupUpdateRecipe):
             # Row = receiver, as in all pictures of a report; further off than a task is to itself says no more than that.
             candidate.found["relations"] = {EFFECT: in_own_progress(step.affinity).T.clip(-1.0, 1.0)}
         candidate.found["group_history"] = group_history(step)
+        if not step.history:
+            why = f"The training ended after {step.costs.batches} batches, before groups were first made: each task stayed alone."
+            candidate.found["notes"] = [f"{why} A smaller `warmup` than {self.warmup} makes them earlier."]
         return candidate
 
     def controls(self) -> dict[str, JointRecipe]:
@@ -303,8 +307,8 @@ class RandomGroupsRecipe(GroupUpdateRecipe):
 
 
 def _check_number(name: str, number: int | None) -> None:
-    if number is not None and (isinstance(number, bool) or number < 1):
-        raise OptionError(f"`{name}`={number!r}: give a number of at least 1, or None for those of a selective run")
+    if number is not None and not is_whole(number, 1):
+        raise OptionError(f"`{name}`={number!r}: give a whole number of at least 1, or None for those of a selective run")
 
 
 def _candidate(found: NetFit, counted: CountedStep) -> Candidate:

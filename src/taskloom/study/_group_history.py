@@ -77,10 +77,11 @@ def history_sentence(history: History) -> str:
     labels = history.points[-1]["groups"]
     sets = [[task for task, label in zip(history.tasks, labels, strict=True) if label == g] for g in dict.fromkeys(labels)]
     names = "; ".join(", ".join(f"`{task}`" for task in members) for members in sets)
-    return (
-        f"`{history.recipe}`: {span}. "
-        f"Seed {history.seed}, which is drawn, ended with {len(sets)} ({names}); {history.n_same} of {n_seeds} seeds did."
-    )
+    text = f"`{history.recipe}`: {span}. "
+    text += f"Seed {history.seed}, which is drawn, ended with {len(sets)} ({names}); {history.n_same} of {n_seeds} seeds did."
+    if len(history.points) < 3 and len(sets) == len(labels) > 1:
+        text += " Its training ended before groups were first made, so that each task is alone."
+    return text
 
 
 def membership_chart(history: History) -> go.Figure:

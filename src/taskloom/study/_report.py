@@ -10,7 +10,7 @@ import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from taskloom.study._charts import curve_chart, gain_chart, relation_chart, to_html
+from taskloom.study._charts import COLOURS, curve_chart, gain_chart, relation_chart, to_html
 from taskloom.study._dominance import dominance_chart, dominance_sentence, left_out_sentence, pool
 from taskloom.study._group_history import affinity_chart, found_histories, history_sentence, membership_chart
 from taskloom.study._groups import found_groups, graph_chart, groups_sentence, tree_chart
@@ -35,7 +35,7 @@ def render_report(study: Outcome) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["signed"] = lambda value: f"{value:+.4f}"
     environment.filters["marked"] = _code_marks
-    environment.filters["amount"] = lambda value: "-" if value is None else f"{value:,}" if value < 1e6 else f"{value:.3g}"
+    environment.filters["amount"] = lambda value: "-" if value is None else f"{value:,.0f}" if value < 1e6 else f"{value:.3g}"
     template = environment.from_string((_TEMPLATES / "report.html.j2").read_text(encoding="utf-8"))
     words = study.words()
     sections = [
@@ -116,7 +116,9 @@ def _history_sections(study: Outcome) -> list[dict[str, Any]]:
             for kind, figure in figures.items()
             if figure is not None
         }
-        sections.append({"label": history.recipe, "sentence": history_sentence(history), "charts": charts})
+        found = {"label": history.recipe, "sentence": history_sentence(history), "charts": charts}
+        # Each task is a group of its own at the start.
+        sections.append(found | {"colours": len(COLOURS) if len(history.tasks) > len(COLOURS) else None})
     return sections
 
 
