@@ -177,10 +177,15 @@ def test_the_history_is_of_receivers_in_rows_and_small_enough_to_keep():
     np.testing.assert_allclose(relation[inside], (step.affinity.T / own[:, None])[inside])
 
 
-def test_a_training_that_ends_before_there_are_groups_says_so():
-    fitted = SelectiveRecipe(**HOW | {"warmup": 100}).fit(*shared_parts(), seed=0)
-    assert fitted.notes[0].startswith("The training ended after 40 batches, before groups were first made")
-    assert SelectiveRecipe(**HOW).fit(*shared_parts(), seed=0).notes == []
+@pytest.mark.parametrize(("warmup", "rate"), [(10, RATE), (100, RATE), (39, 0.5)])
+def test_weights_that_are_kept_from_before_there_were_groups_are_told(warmup, rate):
+    how = HOW | {"warmup": warmup, "options": replace(FAST, learning_rate=rate)}
+    fitted = SelectiveRecipe(**how).fit(*shared_parts(), seed=0)
+    best = int(np.argmin(fitted.curves[0].losses))
+    assert fitted.chosen["kept_after_batches"] == best
+    told = f"The weights that were kept are those after {best} batches, before groups were first made"
+    assert [note[: len(told)] for note in fitted.notes] == ([told] if best <= warmup else [])
+    assert bool(fitted.notes) == (warmup > 10) or warmup == 39
 
 
 def test_a_long_history_of_many_tasks_is_thinned_and_ends_with_the_end():
@@ -190,7 +195,7 @@ def test_a_long_history_of_many_tasks_is_thinned_and_ends_with_the_end():
         step.step(lambda: torch.square(weight - torch.arange(40.0)))
     history = group_history(step)
     assert len(history) == 60
-    assert [history[0]["batch"], history[-1]["batch"]] == [0, 90]
+    assert [history[0]["batch"], history[1]["batch"], history[-1]["batch"]] == [0, 1, 90]
     kept = [point["batch"] for point in history if "affinity" in point]
     assert kept[-1] == 90
     assert len(kept) == 6000 // 40**2

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 
 import numpy as np
 import psutil
@@ -17,6 +18,7 @@ from taskloom.tasks import OptionError, load_diabetes_tasks
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.engine
+takes_long = pytest.mark.skipif("TASKLOOM_ENGINES" not in os.environ, reason="takes long; run by `make test-engines`")
 
 NAMESPACE = "tests"
 HERE = RayOptions(namespace=NAMESPACE)
@@ -43,7 +45,7 @@ def actor_of(job, name):
     return ray.get_actor(f"{job.name}/{name}", namespace=NAMESPACE)
 
 
-@pytest.mark.parametrize("data", ["school", "landmine"])
+@pytest.mark.parametrize("data", ["school", pytest.param("landmine", marks=takes_long)])
 def test_ray_has_the_optimum_of_the_solver(data, real_data, tmp_path):
     if data == "school":
         job = write_job(tmp_path, school_pairs(real_data), tol=1e-6)
@@ -73,8 +75,8 @@ def test_the_command_runs_a_job_on_a_cluster_by_its_address(tmp_path):
 
 
 def test_a_site_and_the_coordinator_are_killed_and_the_job_ends_at_the_optimum(tmp_path):
-    # Each site has to take all its rounds: nobody can end before those who were killed are back.
-    job = write_job(tmp_path, make_pairs(), tol=0, max_rounds=200, checkpoint_every=20)
+    # Each site has to take more rounds than it can before both are killed: none can end before they are back.
+    job = write_job(tmp_path, make_pairs(), tol=0, max_rounds=1000, checkpoint_every=20)
     seen, killed = [], {}
 
     def watch(progress):
@@ -82,7 +84,7 @@ def test_a_site_and_the_coordinator_are_killed_and_the_job_ends_at_the_optimum(t
         if not killed and progress.updates > 30:
             killed["site"] = len(seen)
             ray.kill(actor_of(job, "site/south"), no_restart=False)
-        elif len(killed) == 1 and len(seen) > killed["site"] + 4:
+        elif len(killed) == 1:
             killed["coordinator"] = len(seen)
             ray.kill(actor_of(job, "coordinator"), no_restart=False)
 
@@ -92,10 +94,11 @@ def test_a_site_and_the_coordinator_are_killed_and_the_job_ends_at_the_optimum(t
     before, after = seen[killed["coordinator"] - 1], seen[killed["coordinator"] :]
     assert min(after) > before - 40 > 0
     assert result.status == "limit reached"
-    assert all(site.updates >= 200 and site.state == "done" for site in result.sites.values())
+    assert all(site.updates >= 1000 and site.state == "done" for site in result.sites.values())
     assert relative_gap(job, result.run.W) < 1e-6
 
 
+@takes_long
 def test_a_site_that_hangs_is_reported_and_the_others_go_on(tmp_path):
     job = write_job(tmp_path, make_pairs(), tol=0, max_rounds=2000, patience=1, give_up=600)
     updates, hung, silent = [], [], []

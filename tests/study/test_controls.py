@@ -266,12 +266,17 @@ def test_a_group_keeps_its_colour_while_most_of_its_tasks_stay():
     assert np.array(once.data[0].z).shape == (4, 1)
 
 
-def test_a_training_that_ended_before_there_were_groups_is_said_to_have_done_so():
-    points = [{"batch": b, "groups": [0, 1, 2]} for b in (0, 40)]
-    history = History("selective", 0, list("abc"), points, 1, [3])
-    assert "ended before groups were first made, so that each task is alone" in history_sentence(history)
-    regrouped = [*points, {"batch": 50, "groups": [0, 1, 2]}]
-    assert "before groups were first made" not in history_sentence(replace(history, points=regrouped))
+def test_weights_that_were_kept_from_before_there_were_groups_are_counted():
+    ended = [{"batch": b, "groups": [0, 1, 2]} for b in (0, 40)]
+    grouped = [*ended, {"batch": 90, "groups": [0, 1, 1]}]
+    cases = [(ended, {"kept_after_batches": 30}), (grouped, {"kept_after_batches": 40}), (grouped, {"kept_after_batches": 41})]
+    units = [Unit("selective", s, **BLANK, group_history=h, chosen=c) for s, (h, c) in enumerate([*cases, (ended, {})])]
+    (history,) = found_histories(units, list("abc"))
+    assert history.n_before == 2
+    assert "On 2 of 4 seeds the weights that were kept" in history_sentence(history)
+    assert "weights that were kept" not in history_sentence(replace(history, n_before=0))
+    alone = [{"batch": b, "groups": [0]} for b in (0, 40)]
+    assert found_histories([Unit("selective", 0, **BLANK, group_history=alone, chosen=cases[0][1])], ["a"])[0].n_before == 0
 
 
 def test_more_groups_than_colours_are_owned_up_to(selective, tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from taskloom.deep._nets import NetFactory, check_outputs
 from taskloom.deep._options import FitOptions
 from taskloom.deep._stacked import StackedNets
 from taskloom.deep._update import SumStep
-from taskloom.tasks import Array, FitError, OptionError, Task, TaskData
+from taskloom.tasks import Array, DataError, FitError, OptionError, Rows, Task, TaskData
 
 # Copies of a net's weights that training holds: weights, gradients, two moments, the best so far, and room to work.
 _COPIES = 6
@@ -55,8 +56,14 @@ class GroupFitOptions(FitOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "seeds", tuple(int(seed) for seed in self.seeds))
-        object.__setattr__(self, "rates", tuple(float(rate) for rate in self.rates))
+        try:
+            object.__setattr__(self, "seeds", tuple(index(seed) for seed in self.seeds))
+        except TypeError as error:
+            raise OptionError(f"`seeds`={self.seeds!r}: give different whole numbers, such as (0, 1, 2)") from error
+        try:
+            object.__setattr__(self, "rates", tuple(float(rate) for rate in self.rates))
+        except (TypeError, ValueError) as error:
+            raise OptionError(f"`rates`={self.rates!r}: give positive numbers, such as (1e-3, 3e-3)") from error
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise OptionError(f"`seeds`={self.seeds}: give one or more different whole numbers of at least 0")
         if self.at_once < 1:
@@ -116,7 +123,8 @@ def fit_groups(
 
     Raises:
         OptionError: groups that are empty or of another number of tasks, or a net whose outputs do not fit the tasks.
-        DataError: features that are not finite.
+        DataError: features that are not finite, or validation or test rows of other tasks or another shape than the training
+            rows; validation rows without a label of a task that is in a group.
         FitError: every learning rate diverged for a group.
 
     Examples:
@@ -134,6 +142,9 @@ def fit_groups(
     if members.ndim != 2 or members.shape[1] != train.n_tasks or not len(members) or not members.any(axis=1).all():
         raise OptionError(f"`members` has shape {members.shape}; need (G, {train.n_tasks}), with a task in every row")
     members = members.astype(bool)
+    for name, part in {"validation": validation, "test": test}.items():
+        if part is not None:
+            _check_part(name, part, train, np.flatnonzero(members.any(axis=0)))
     nets = [new_net(make_net, train.X.shape[1:], train.tasks, seed) for seed in options.seeds]
     check_outputs(nets[0], train.X.shape[1:], train.tasks)
     shape = (len(members), len(options.seeds))
@@ -148,6 +159,22 @@ def fit_groups(
         for start in range(0, len(jobs), most):
             workshop.work(jobs[start : start + most], out)
     return out
+
+
+def _check_part(name: str, part: TaskData, train: TaskData, used: Rows) -> None:
+    """Refuse rows that nets of the training rows cannot be judged on."""
+    own, needed = (", ".join(task.name for task in each.tasks) for each in (part, train))
+    if own != needed:
+        raise DataError(f"`{name}` is of the tasks {own}; need {needed}, in this order")
+    if part.is_shared != train.is_shared:
+        kinds = ["shared rows" if each.is_shared else "own rows" for each in (part, train)]
+        raise DataError(f"`{name}` has {kinds[0]} and `train` {kinds[1]}; split both from the same data")
+    if part.X.shape[1:] != train.X.shape[1:]:
+        raise DataError(f"`{name}` has rows of shape {part.X.shape[1:]}, `train` of {train.X.shape[1:]}; encode both alike")
+    if name == "validation":
+        lost = next((t for t in used if not len(part.rows(int(t)))), None)
+        if lost is not None:
+            raise DataError(f"`{name}` has no label of the task `{part.tasks[lost].name}`; split anew, or leave the task out")
 
 
 class GroupLosses(TaskLosses):

@@ -195,9 +195,12 @@ class SelectiveRecipe(GroupUpdateRecipe):
             # Row = receiver, as in all pictures of a report; further off than a task is to itself says no more than that.
             candidate.found["relations"] = {EFFECT: in_own_progress(step.affinity).T.clip(-1.0, 1.0)}
         candidate.found["group_history"] = group_history(step)
-        if not step.history:
-            why = f"The training ended after {step.costs.batches} batches, before groups were first made: each task stayed alone."
-            candidate.found["notes"] = [f"{why} A smaller `warmup` than {self.warmup} makes them earlier."]
+        kept = int(found.curve.steps[int(np.nan_to_num(found.curve.losses, nan=np.inf).argmin())])
+        candidate.found["chosen"]["kept_after_batches"] = kept
+        if len(train.tasks) > 1 and (not step.history or kept <= step.history[0][0]):
+            why = f"The weights that were kept are those after {kept} batches, before groups were first made"
+            remedy = f"a smaller `warmup` than {self.warmup} makes groups earlier"
+            candidate.found["notes"] = [f"{why}: each task was updated alone there; {remedy}."]
         return candidate
 
     def controls(self) -> dict[str, JointRecipe]:
@@ -324,7 +327,7 @@ def _candidate(found: NetFit, counted: CountedStep) -> Candidate:
 def group_history(step: SelectiveGroups) -> list[dict[str, Any]]:
     """Groups and affinity while a step trained, thinned: what `RecipeFit` has under this name.
 
-    The first point is the start, with each task alone, the last one the end.
+    The first point is the start, with each task alone, the second one the first grouping, the last one the end.
 
     Examples:
         >>> weight = torch.ones(2, requires_grad=True)
@@ -336,7 +339,7 @@ def group_history(step: SelectiveGroups) -> list[dict[str, Any]]:
     n_tasks = step.n_tasks or 0
     points = [(0, [[k] for k in range(n_tasks)], np.full((n_tasks, n_tasks), np.nan))]
     points += [*step.history, (step.costs.batches, [sorted(group) for group in step.groups], step.affinity)]
-    points = [points[i] for i in _spread(len(points), _POINTS)]
+    points = [points[0], *(points[1 + i] for i in _spread(len(points) - 1, _POINTS - 1))]
     # The start has no affinity yet, and that of the end is always kept.
     kept = {len(points) - 1 - i for i in _spread(len(points) - 1, max(1, _NUMBERS // max(n_tasks, 1) ** 2))}
     return [

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 from torch import nn
 
 from taskloom.deep import FitOptions
@@ -13,6 +15,16 @@ from taskloom.tasks import OptionError, Task
 
 # A net that stands as it is, or a maker of nets: maps the shape of a row and tasks to one.
 Model = nn.Module | Callable[[tuple[int, ...], Sequence[Task]], nn.Module]
+
+
+def check_whole(name: str, value: Any, least: int = 1) -> None:
+    """Refuse what is no whole number of at least so much.
+
+    Raises:
+        OptionError: names it.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise OptionError(f"`{name}`={value!r}: give a whole number of at least {least}")
 
 
 def check_grow(grow: float | None) -> None:
@@ -65,8 +77,7 @@ class MeasureOptions:
 
     def __post_init__(self) -> None:
         for name, least in (("n_rows", 2), ("steps", 1), ("batch_size", 1), ("every", 1), ("at_once", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise OptionError(f"`{name}`={getattr(self, name)}: give a whole number of at least {least}")
+            check_whole(name, getattr(self, name), least)
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise OptionError(f"`learning_rate`={self.learning_rate}: give a positive number")
 

@@ -6,6 +6,7 @@ Letters: K tasks, G groups.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ from taskloom.relate._affinity import Affinity
 from taskloom.relate._cluster import METHODS, cluster
 from taskloom.relate._groups import Groups
 from taskloom.relate._measures import check_measure, measure
-from taskloom.relate._options import MeasureOptions
+from taskloom.relate._options import MeasureOptions, check_whole
 from taskloom.relate._select import select
 from taskloom.tasks import (
     Array,
@@ -55,7 +56,8 @@ class GroupedRecipe(Recipe):
 
     Attributes:
         measure: name of a measure that needs no more than a net and data: `samplewise_cosine`, `samplewise`, `lookahead` (TAG),
-            `gram`, `gradtag`, `datamap`, `task2vec`, `divergence`, `labels`.
+            `gram`, `gradtag`, `datamap`, `task2vec`, `divergence`, `labels`; or, at the price of many trainings, `pairwise`
+            (HOA), `surrogate`.
         n_nets: groups at the most, each a net.
         method: how groups are made: `select`, which is for gains; a method of `cluster`, which is for likeness; `auto`:
             `select` where the measure has a `zero` or `alone` is given, else `spectral`. On planted groups `select` made tight
@@ -98,10 +100,9 @@ class GroupedRecipe(Recipe):
         check_measure(self.measure)
         if self.method not in (known := ("auto", "select", *METHODS)):
             raise unknown("method of grouping", self.method, known)
-        if isinstance(self.n_nets, bool) or not isinstance(self.n_nets, int) or self.n_nets < 1:
-            raise OptionError(f"`n_nets`={self.n_nets!r}: give a whole number of at least 1")
-        if self.alone is not None and not np.isfinite(self.alone):
-            raise OptionError(f"`alone`={self.alone}: give a finite number in units of the measure, or None")
+        check_whole("n_nets", self.n_nets)
+        if self.alone is not None and not (isinstance(self.alone, int | float | np.number) and np.isfinite(self.alone)):
+            raise OptionError(f"`alone`={self.alone!r}: give a finite number in units of the measure, or None")
         if not isinstance(self.inner, JointRecipe):
             raise OptionError(f"`inner`={self.inner!r}: give a recipe of one net, such as `JointRecipe()` or `AdaTaskRecipe()`")
         if self.inner.dominance_every:
@@ -122,8 +123,8 @@ class GroupedRecipe(Recipe):
     def fit(self, train: TaskData, validation: TaskData, *, seed: int, budget: int = 4) -> RecipeFit:
         """Measure and choose on training rows, then train each group at `budget` learning rates and keep its best.
 
-        `total_steps` counts the joint run of the measure, costs of the chosen model do not. `relations` are the affinity (see
-        `Affinity.relation`) and who learns together with whom.
+        `total_steps` counts the trainings of the measure at their full length, costs of the chosen model do not. `relations`
+        are the affinity (see `Affinity.relation`) and who learns together with whom.
 
         Raises:
             OptionError: tasks that cannot be served.
@@ -169,8 +170,13 @@ class GroupedRecipe(Recipe):
             method = "spectral" if known.zero is None else "select"
         if method == "select" or self.n_nets == 1:
             return select(known, self.n_nets, overlap=self.overlap)
-        found = cluster(known, method=method)
-        return found if len(found.sets) <= self.n_nets else cluster(known, self.n_nets, method)
+        found, most = cluster(known, method=method), self.n_nets
+        while len(found.sets) > self.n_nets:
+            # Some methods do not reach every number; one group is always reached.
+            with suppress(OptionError):
+                found = cluster(known, most, method)
+            most -= 1
+        return found
 
     def _trained(self, names: Sequence[str], parts: tuple[TaskData, TaskData], seed: int, budget: int) -> RecipeFit:
         recipe = self.inner if len(names) > 1 else self.inner.baseline()
@@ -179,7 +185,8 @@ class GroupedRecipe(Recipe):
 
     def _notes(self, affinity: Affinity, groups: Groups, train: TaskData, options: MeasureOptions) -> list[str]:
         cost, halves = affinity.cost, affinity.stability
-        run = f"a joint run of {options.steps:,} steps, " if cost.trainings else ""
+        run = f"{cost.trainings:,} trainings of up to {options.steps:,} steps, " if cost.trainings else ""
+        run = f"a joint run of {options.steps:,} steps, " if cost.trainings == 1 else run
         passes = f"{cost.units:,} passes of a row in all, a backward pass counting two" if cost.units else "no pass of a net"
         agree = "" if np.isnan(halves) else f"; two halves of what it looked at agree to a correlation of {halves:.2f}"
         notes = [

@@ -75,7 +75,7 @@ def select(
         6.0
     """
     start = perf_counter()
-    _check(budget, solver, time_limit)
+    check_question(budget, solver, time_limit)
     if isinstance(gains, GroupGains):
         found = _of_table(gains, float(budget), _table_costs(costs, gains), overlap, solver, time_limit)
     else:
@@ -85,7 +85,13 @@ def select(
     return replace(found, seconds=perf_counter() - start)
 
 
-def _check(budget: float, solver: str, time_limit: float) -> None:
+def check_question(budget: float, solver: str, time_limit: float) -> None:
+    """Refuse a budget or a time that is no positive number, and a solver that is none.
+
+    Raises:
+        OptionError: names it.
+        UnknownNameError: no such solver.
+    """
     if solver not in SOLVERS:
         raise unknown("solver", solver, SOLVERS)
     for name, value in {"budget": budget, "time_limit": time_limit}.items():

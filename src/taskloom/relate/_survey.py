@@ -21,7 +21,7 @@ from taskloom.relate._affinity import Affinity, Cost
 from taskloom.relate._cluster import METHODS, cluster
 from taskloom.relate._groups import Groups
 from taskloom.relate._measures import WITHOUT_NET, check_measure, measure
-from taskloom.relate._options import MeasureOptions, Model
+from taskloom.relate._options import MeasureOptions, Model, check_whole
 from taskloom.relate._select import select
 from taskloom.tasks import FeatureEncoder, OptionError, TargetScaler, TaskData, unknown
 
@@ -71,8 +71,8 @@ class SurveyOptions:
         if self.method not in (SELECT, *METHODS):
             raise unknown("method of grouping", self.method, (*METHODS, SELECT))
         for name, value in {"n_groups": self.n_groups, "repeats": self.repeats}.items():
-            if value is not None and value < 1:
-                raise OptionError(f"`{name}`={value}: give a whole number of at least 1")
+            if value is not None or name == "repeats":
+                check_whole(name, value)
 
 
 @dataclass(frozen=True)

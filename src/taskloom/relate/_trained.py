@@ -14,10 +14,10 @@ from taskloom.deep import GroupFitOptions
 from taskloom.relate._affinity import Affinity
 from taskloom.relate._arrays import Members
 from taskloom.relate._group_training import GroupScores, train_groups
-from taskloom.relate._options import MeasureOptions, Model
+from taskloom.relate._options import MeasureOptions, Model, check_whole
 from taskloom.relate._rows import check_data, correlation_of_pairs
 from taskloom.relate._surrogate import fit_surrogate
-from taskloom.tasks import Array, OptionError, TaskData, split_rows
+from taskloom.tasks import Array, TaskData, split_rows
 
 # Of the rows that a measure is given, for training and for judging.
 _SHARES = (0.75, 0.25, 0.0)
@@ -136,8 +136,7 @@ def surrogate(
     parts = _parts(data, validation, how, n_seeds)
     K = data.n_tasks
     n = 4 * K if n_groups is None else n_groups
-    if n < 2:
-        raise OptionError(f"`n_groups`={n}: give at least 2")
+    check_whole("n_groups", n, least=2)
     scores = train_groups(model, *parts, random_groups(K, n, how.seed), options=_training(how, n_seeds))
     several = scores.members.sum(axis=1) > 1
     members, gains = scores.members[several], scores.gains[several]
@@ -175,8 +174,7 @@ def random_groups(K: int, n: int, seed: int) -> Members:
 
 def _parts(data: TaskData, validation: TaskData | None, options: MeasureOptions, n_seeds: int) -> tuple[TaskData, TaskData]:
     """Rows to train on and rows to judge on."""
-    if n_seeds < 1:
-        raise OptionError(f"`n_seeds`={n_seeds}: give at least 1")
+    check_whole("n_seeds", n_seeds)
     check_data(data)
     if validation is not None:
         return data, validation

@@ -15,10 +15,10 @@ from taskloom.relate._affinity import Affinity, as_affinity
 from taskloom.relate._arrays import Members
 from taskloom.relate._group_training import GroupScores, as_members, train_groups
 from taskloom.relate._groups import Groups
-from taskloom.relate._options import Model
+from taskloom.relate._options import Model, check_whole
 from taskloom.relate._pool import candidate_pool
 from taskloom.relate._rows import task_names
-from taskloom.relate._select import CostOf, costs_of, select
+from taskloom.relate._select import CostOf, check_question, costs_of, select
 from taskloom.relate._surrogate import fit_surrogate
 from taskloom.relate._values import GroupGains, all_groups, mean_gains, pair_gains
 from taskloom.tasks import Array, DataError, OptionError, TaskData
@@ -35,7 +35,7 @@ class VerifyOptions:
 
     Attributes:
         most: groups trained at the most, beside the tasks alone and all tasks together, which always are.
-        per_round: groups trained in a round: those of the choice in hand, and its rivals.
+        per_round: groups trained in a round: those of the choice in hand, and its rivals. The first trains its whole choice.
         patience: rounds in a row at which the choice must hold nothing new, for it to stand.
         overlap: whether a task may also help in groups that do not serve it.
         time_limit: seconds for a choice among many candidates: see `select`.
@@ -58,8 +58,7 @@ class VerifyOptions:
 
     def __post_init__(self) -> None:
         for name in ("most", "per_round", "patience"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"`{name}`={getattr(self, name)}: give a whole number of at least 1")
+            check_whole(name, getattr(self, name))
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,7 +189,8 @@ def refine(
         measure: maps groups (G, K) to gains (G, K), larger is better; NaN where a group cannot serve a member.
         prior: an affinity, a plain array, or a table of predicted gains, whose groups then are the candidates.
         budget: for all chosen groups together.
-        costs: of a group, by the names of its tasks; 1 when not given, or what a table says.
+        costs: of a group, by the names of its tasks; 1 when not given, or what a table says. What a table with other costs
+            than 1 has no cost for, such as the tasks alone, is measured but not chosen.
         options: all but `training`.
 
     Raises:
@@ -207,6 +207,9 @@ def refine(
         measured 4 groups and 3 single tasks in 1 rounds; the choice is stable
     """
     options = options or VerifyOptions()
+    check_question(budget, "auto", options.time_limit)
+    if costs is not None and not callable(costs):
+        raise OptionError(f"`costs` is no function: {costs!r}; give one of a group's task names")
     search = _Search(measure, prior if isinstance(prior, GroupGains) else as_affinity(prior), budget, costs, options)
     left, calm = options.most, 0
     table = search.held()
@@ -218,7 +221,9 @@ def refine(
         calm = calm + 1 if search.rounds and not new else 0
         if search.rounds and (calm >= options.patience or not left):
             break
-        wanted = search.wanted(table, choice, new, min(options.per_round, left))
+        # Of the first choice nothing is left out, so that what is measured always holds one that the budget buys.
+        most = options.per_round if search.rounds else max(options.per_round, len(new))
+        wanted = search.wanted(table, choice, new, min(most, left))
         if not len(wanted) and search.rounds:
             break
         left -= len(wanted)
@@ -247,10 +252,12 @@ class _Search:
         self.rounds: list[VerifyRound] = []
         self.found: dict[bytes, Array] = {}
         self.price: dict[bytes, float] = {}
+        self.unpriced = 1.0
         self.candidates, self.x = np.zeros((0, K), dtype=bool), np.zeros((0, K))
         if isinstance(prior, GroupGains):
             given = np.asarray(prior.costs)
             self.price = {row.tobytes(): float(cost) for row, cost in zip(prior.members, given, strict=True)}
+            self.unpriced = 1.0 if (given == 1).all() else 2 * float(budget)
             self._take(prior.members, prior.gains)
             self._take(self.always, np.full((K + 1, K), np.nan))
         else:
@@ -354,7 +361,7 @@ class _Search:
         return self.held()
 
     def _table(self, members: Members, gains: Array) -> GroupGains:
-        prices = np.array([self.price.get(row.tobytes(), 1.0) for row in members])
+        prices = np.array([self.price.get(row.tobytes(), self.unpriced) for row in members])
         if self.costs is not None:
             prices = costs_of(self.costs, members, self.tasks)
         return GroupGains(members, gains, self.tasks, prices)

@@ -30,6 +30,7 @@ class History:
         points: T of them, the oldest first; see `RecipeFit.group_history`.
         n_same: seeds with the very same groups at the end.
         n_groups: numbers of groups at the end, one a seed.
+        n_before: seeds whose weights were kept from before groups were first made.
     """
 
     recipe: str
@@ -38,6 +39,7 @@ class History:
     points: list[dict[str, Any]]
     n_same: int
     n_groups: list[int]
+    n_before: int = 0
 
 
 def found_histories(units: Sequence[Unit], tasks: Sequence[str]) -> list[History]:
@@ -55,8 +57,16 @@ def found_histories(units: Sequence[Unit], tasks: Sequence[str]) -> list[History
         chosen = int(np.abs(pairs - pairs.mean(axis=0)).sum(axis=(1, 2)).argmin())
         n_same = int((pairs == pairs[chosen]).all(axis=(1, 2)).sum())
         n_groups = [len(set(labels.tolist())) for labels in last]
-        found.append(History(recipe, own[chosen].seed, list(tasks), own[chosen].group_history, n_same, n_groups))
+        n_before = sum(_is_kept_from_before(unit) for unit in own)
+        found.append(History(recipe, own[chosen].seed, list(tasks), own[chosen].group_history, n_same, n_groups, n_before))
     return found
+
+
+def _is_kept_from_before(unit: Unit) -> bool:
+    """Whether no group of more than one task can have moved the weights that were kept."""
+    first = next((point["batch"] for point in unit.group_history[1:-1]), np.inf)
+    kept = unit.chosen.get("kept_after_batches")
+    return kept is not None and len(unit.group_history[0]["groups"]) > 1 and kept <= first
 
 
 def history_sentence(history: History) -> str:
@@ -79,8 +89,13 @@ def history_sentence(history: History) -> str:
     names = "; ".join(", ".join(f"`{task}`" for task in members) for members in sets)
     text = f"`{history.recipe}`: {span}. "
     text += f"Seed {history.seed}, which is drawn, ended with {len(sets)} ({names}); {history.n_same} of {n_seeds} seeds did."
-    if len(history.points) < 3 and len(sets) == len(labels) > 1:
-        text += " Its training ended before groups were first made, so that each task is alone."
+    if history.n_before:
+        text += (
+            f" On {history.n_before} of {n_seeds} seeds the weights that were kept, and so the scores, are from before groups"
+        )
+        text += (
+            " were first made, when each task was updated alone: groups had no part in them, and a smaller `warmup` may help."
+        )
     return text
 
 
