@@ -39,6 +39,17 @@ def found(diabetes):
     return survey(diabetes, SurveyOptions(net=MLP((8,)), repeats=2, measuring=MeasureOptions(steps=60)))
 
 
+def test_gains_are_selected_and_likeness_is_clustered_and_progress_is_told():
+    data, told = load_diabetes_tasks(), []
+    quick = SurveyOptions("gram", repeats=2, net=MLP((4,)), measuring=MeasureOptions(steps=20, accelerator="cpu"))
+    found = survey(data, quick, lambda *what: told.append(what))
+    assert found.affinity.zero is not None
+    assert found.groups.sets == survey(data, replace(quick, method="select")).groups.sets
+    assert told == [(0, 2, "measuring gram, seed 0"), (1, 2, "measuring gram, seed 1")]
+    likeness = SurveyOptions("labels")
+    assert survey(data, likeness).groups.sets == survey(data, replace(likeness, method="spectral")).groups.sets
+
+
 @pytest.mark.parametrize("method", ["spectral", "louvain"])
 def test_planted_groups_are_found_though_labels_do_not_show_them(method):
     data, groups = planted(3, 4, mixed=True, n_rows=800)
@@ -116,7 +127,7 @@ def test_low_agreement_is_said_in_plain_words(found):
     doubtful = replace(found, repeatability=0.3, affinity=found.affinity.with_stability(0.2))
     words = " ".join(doubtful.words())
     assert "agrees with itself to a correlation of 0.30, which is low: much of these groups is chance" in words
-    assert "agree to a correlation of 0.20, which is low" in words
+    assert "agree to a correlation of 0.20, which is low: had it looked at others, the groups might be others." in words
     sure = " ".join(replace(found, repeatability=0.9, affinity=found.affinity.with_stability(0.95)).words())
     assert "low" not in sure
     unknown = " ".join(replace(found, affinity=found.affinity.with_stability(np.nan)).words())
@@ -151,6 +162,7 @@ def test_two_tasks_have_one_pair_and_no_rank_correlation(diabetes):
     assert [set(each) for each in outcome.groups.sets] == [{"s1", "s2"}]
     assert np.isnan(outcome.rank_correlation)
     assert outcome.group_agreement == 1
+    assert "The labels are no comparison here: with 1 group of 2 tasks no measure could give others." in outcome.words()
 
 
 def test_nothing_known_of_labels_is_said():

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,8 +32,8 @@ def relate(
         int | None, typer.Option("--groups", help="How many groups; chosen when not given.", show_default=False)
     ] = None,
     method: Annotated[
-        str, typer.Option("--method", help="spectral, gmm, louvain, affinity_propagation; or select, by greatest mean.")
-    ] = "spectral",
+        str, typer.Option("--method", help="spectral, gmm, louvain, affinity_propagation, select; auto: by the measure.")
+    ] = "auto",
     overlap: Annotated[
         bool, typer.Option("--overlap/--no-overlap", help="With select: let a task also help in other groups.")
     ] = True,
@@ -51,7 +54,8 @@ def relate(
         options = SurveyOptions(measure, method, groups, overlap, repeats, measuring=MeasureOptions(seed=seed))
         data = opt.read_tasks(file, target, by, targets, opt.table_options(kind, metric, drop, skip_tasks, impute))
         with output_folder(out):
-            found = survey(data, options)
+            with _spinner() as show:
+                found = survey(data, options, show)
             page = write_survey(found, out)
     if json:
         print_json(found.to_json())
@@ -63,6 +67,16 @@ def relate(
     question += [] if impute else ["--no-impute"]
     typer.echo("\nnext, whether such groups do better than each task alone and all in one net, on rows held back:")
     typer.echo(f"  {shlex.quote(own_name())} study {shlex.join([*question, '--recipes', 'grouped,joint', '--seeds', '10'])}")
+
+
+@contextmanager
+def _spinner() -> Generator[Callable[[int, int, str], None] | None]:
+    """What is done now, on a terminal; nothing in a pipe."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    with Console(stderr=True).status("reading") as status:
+        yield lambda done, total, what: status.update(Text(f"{what} ({done + 1} of {total})"))
 
 
 def _print(found: Survey, page: Path) -> None:

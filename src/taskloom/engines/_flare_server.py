@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import fcntl
 import logging
 import shutil
-import threading
 import time
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import yaml
 from nvflare.apis.event_type import EventType
@@ -19,7 +16,6 @@ from nvflare.apis.fl_component import FLComponent
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.collab import collab
-from nvflare.collab.api.exceptions import RunAborted
 
 from taskloom.engines._desk import REJECT, Desk
 from taskloom.engines._job import Job, read_job
@@ -41,8 +37,6 @@ ENDED = "it ended with "
 GONE = "its process is gone"
 # Seconds between two looks after the sites, and between two lines in the log.
 TICK, REPORT_EVERY = 0.5, 10.0
-# Seconds that a site may take part: FLARE asks for a number.
-FOR_EVER = 365 * 86_400.0
 
 
 class FlareCoordinator(FLComponent):
@@ -98,17 +92,25 @@ class FlareCoordinator(FLComponent):
             return REJECT + b"a site speaks for itself alone"
         return self._get_desk().ask(raw)
 
+    @collab.publish
+    def leave(self, error: str) -> None:
+        """A site ends with an error, and says of which kind.
+
+        Args:
+            error: its type.
+        """
+        desk, kind = self._get_desk(), error if error.isidentifier() else "an error"
+        # One that was lost before ends since it is not wanted any more.
+        if collab.caller not in desk.session.failed:
+            desk.fail(collab.caller, f"{ENDED}{kind}; its own log says why")
+
     @collab.main
     def coordinate(self) -> None:
         """From the first message to the result."""
-        desk, said_at, gone = self._get_desk(), time.monotonic(), set[str]()
-        loops = collab.clients(blocking=False, timeout=FOR_EVER).take_part()
-        threading.Thread(target=_listen, args=(loops, desk), daemon=True).start()
+        desk, said_at = self._get_desk(), time.monotonic()
+        # No result is asked for: FLARE would wait for that of a site that is gone, and never end the job.
+        collab.clients(expect_result=False).take_part()
         while not desk.is_done and not collab.is_aborted:
-            for site in loops.failures.keys() - gone:
-                gone.add(site)
-                log.warning("site %s: %s", site, loops.failures[site])
-                desk.fail(site, GONE)
             desk.look()
             time.sleep(TICK)
             if time.monotonic() - said_at > REPORT_EVERY:
@@ -160,11 +162,3 @@ def _job_folder() -> Path:
     folder = Path(collab.workspace.get_run_dir(collab.fl_ctx.get_job_id())) / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def _listen(loops: Iterable[tuple[str, Any]], desk: Desk) -> None:
-    """Tell the desk of each site whose loop has ended with an error, as soon as it has."""
-    with contextlib.suppress(RunAborted):
-        for site, error in loops:
-            if error:
-                desk.fail(site, f"{ENDED}{error}; its own log says why")

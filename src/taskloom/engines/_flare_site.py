@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -47,12 +48,8 @@ class FlareSite:
         self.job = job
 
     @collab.publish
-    def take_part(self) -> str:
-        """Until the coordinator has said goodbye.
-
-        Returns:
-            The kind of error that the site ended with; empty if with none.
-        """
+    def take_part(self) -> None:
+        """Until the coordinator has said goodbye."""
         # FLARE writes two lines about every call: many thousands a run.
         logging.getLogger("nvflare.collab").setLevel(logging.WARNING)
         name = collab.site_name
@@ -63,8 +60,8 @@ class FlareSite:
             log.info("site %s: the job was ended", name)
         except Exception as error:  # noqa: BLE001 - FLARE would send its text, and where it came from, to the coordinator
             log.warning("site %s takes part no more: %s: %s", name, type(error).__name__, error)
-            return type(error).__name__
-        return ""
+            with contextlib.suppress(CollabCallError, RunAborted):
+                collab.server(timeout=CALL).leave(type(error).__name__)
 
 
 def _own_file(name: str) -> SiteFile:

@@ -1,4 +1,4 @@
-"""The measures by name: all that need no more than data and a net."""
+"""The measures by name, all that need no more than data and a net; and how groups are made of what each gives."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 
 from taskloom.relate._affinity import Affinity
+from taskloom.relate._cluster import METHODS
 from taskloom.relate._datamap import datamap
 from taskloom.relate._divergence import divergence
 from taskloom.relate._gradtag import gradtag
@@ -34,6 +35,7 @@ MEASURES: dict[str, Callable[[Model, TaskData, MeasureOptions], Affinity]] = {
 }
 # Another seed gives them the same numbers, but for which rows are looked at.
 WITHOUT_NET = ("divergence", "labels")
+AUTO, SELECT = "auto", "select"
 
 
 def check_measure(name: str) -> None:
@@ -64,3 +66,24 @@ def measure(name: str, model: Model, data: TaskData, options: MeasureOptions) ->
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AffinityWarning)
         return MEASURES[name](model, data, options)
+
+
+def check_grouping(method: str) -> None:
+    """Refuse a method of making groups that is none.
+
+    Raises:
+        UnknownNameError: names the nearest.
+    """
+    known = (AUTO, SELECT, *METHODS)
+    if method not in known:
+        raise unknown("method of grouping", method, known)
+
+
+def grouping_for(method: str, affinity: Affinity) -> str:
+    """What `auto` stands for: `select` for gains, which have a zero; spectral clusters for a likeness.
+
+    On planted groups `select` made tight pairs of a likeness, and left in one heap the tasks that have nothing in common.
+    """
+    if method != AUTO:
+        return method
+    return "spectral" if affinity.zero is None else SELECT

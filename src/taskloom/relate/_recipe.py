@@ -15,9 +15,9 @@ from torch import nn
 
 from taskloom.deep import JointRecipe, NetPredictor
 from taskloom.relate._affinity import Affinity
-from taskloom.relate._cluster import METHODS, cluster
+from taskloom.relate._cluster import cluster
 from taskloom.relate._groups import Groups
-from taskloom.relate._measures import check_measure, measure
+from taskloom.relate._measures import SELECT, check_grouping, check_measure, grouping_for, measure
 from taskloom.relate._options import MeasureOptions, check_whole
 from taskloom.relate._select import select
 from taskloom.tasks import (
@@ -31,7 +31,6 @@ from taskloom.tasks import (
     RecipeFit,
     TaskData,
     register_recipe,
-    unknown,
 )
 
 _BASELINE = "labels"
@@ -98,8 +97,7 @@ class GroupedRecipe(Recipe):
 
     def __post_init__(self) -> None:
         check_measure(self.measure)
-        if self.method not in (known := ("auto", "select", *METHODS)):
-            raise unknown("method of grouping", self.method, known)
+        check_grouping(self.method)
         check_whole("n_nets", self.n_nets)
         if self.alone is not None and not (isinstance(self.alone, int | float | np.number) and np.isfinite(self.alone)):
             raise OptionError(f"`alone`={self.alone!r}: give a finite number in units of the measure, or None")
@@ -165,10 +163,8 @@ class GroupedRecipe(Recipe):
 
     def _groups(self, affinity: Affinity, alone: float | None) -> Groups:
         known = affinity if alone is None else replace(affinity, zero=alone)
-        method = self.method
-        if method == "auto":
-            method = "spectral" if known.zero is None else "select"
-        if method == "select" or self.n_nets == 1:
+        method = grouping_for(self.method, known)
+        if method == SELECT or self.n_nets == 1:
             return select(known, self.n_nets, overlap=self.overlap)
         found, most = cluster(known, method=method), self.n_nets
         while len(found.sets) > self.n_nets:

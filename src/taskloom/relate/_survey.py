@@ -8,6 +8,7 @@ Letters: K tasks, A (K, K) affinity, R repeats.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
@@ -18,14 +19,13 @@ from sklearn.metrics import adjusted_rand_score
 
 from taskloom.deep import MLP
 from taskloom.relate._affinity import Affinity, Cost
-from taskloom.relate._cluster import METHODS, cluster
+from taskloom.relate._cluster import cluster
 from taskloom.relate._groups import Groups
-from taskloom.relate._measures import WITHOUT_NET, check_measure, measure
+from taskloom.relate._measures import AUTO, SELECT, WITHOUT_NET, check_grouping, check_measure, grouping_for, measure
 from taskloom.relate._options import MeasureOptions, Model, check_whole
 from taskloom.relate._select import select
-from taskloom.tasks import FeatureEncoder, OptionError, TargetScaler, TaskData, unknown
+from taskloom.tasks import FeatureEncoder, OptionError, TargetScaler, TaskData
 
-SELECT = "select"
 # Seconds of `select` where it is not exact at once; it is called twice.
 _TIME_LIMIT = 30.0
 # Correlations below it are called low.
@@ -41,7 +41,7 @@ class SurveyOptions:
         measure: name of a measure that needs no more than data and a net.
         method: of `cluster`, or `select`, which chooses the groups with the greatest mean affinity inside. That is the right
             question where the affinity is a gain, and a poor one where it is a likeness: tight pairs then leave a rest of tasks
-            that have nothing in common.
+            that have nothing in common. `auto`: `select` where the measure has a `zero`, else `spectral`.
         n_groups: number of groups, or with `select` how many at the most. None: what the method chooses; with `select` as many
             as spectral clusters of greatest modularity are.
         overlap: whether `select` may let a task help in a group that does not serve it; clusters never overlap here.
@@ -59,7 +59,7 @@ class SurveyOptions:
     """
 
     measure: str = "samplewise_cosine"
-    method: str = "spectral"
+    method: str = AUTO
     n_groups: int | None = None
     overlap: bool = True
     repeats: int = 3
@@ -68,8 +68,7 @@ class SurveyOptions:
 
     def __post_init__(self) -> None:
         check_measure(self.measure)
-        if self.method not in (SELECT, *METHODS):
-            raise unknown("method of grouping", self.method, (*METHODS, SELECT))
+        check_grouping(self.method)
         for name, value in {"n_groups": self.n_groups, "repeats": self.repeats}.items():
             if value is not None or name == "repeats":
                 check_whole(name, value)
@@ -166,7 +165,9 @@ class Survey:
         }
 
 
-def survey(data: TaskData, options: SurveyOptions | None = None) -> Survey:
+def survey(
+    data: TaskData, options: SurveyOptions | None = None, progress: Callable[[int, int, str], None] | None = None
+) -> Survey:
     """Measure how tasks relate, and group them.
 
     All rows are looked at. Scores of groups that were chosen so are to be taken on other rows.
@@ -174,6 +175,7 @@ def survey(data: TaskData, options: SurveyOptions | None = None) -> Survey:
     Args:
         data: as read; features are encoded and targets standardised here.
         options: measure, method, number of groups.
+        progress: called as (measurements done, of how many, what comes now).
 
     Raises:
         OptionError: more groups than tasks, or a number of groups that the method does not reach.
@@ -194,8 +196,13 @@ def survey(data: TaskData, options: SurveyOptions | None = None) -> Survey:
     encoded = TargetScaler.fit(data).encode(FeatureEncoder.fit(data.features).encode(data))
     seed = options.measuring.seed
     seeds = [seed] if options.measure in WITHOUT_NET else range(seed, seed + options.repeats)
-    found = [measure(options.measure, options.net, encoded, replace(options.measuring, seed=each)) for each in seeds]
+    found = []
+    for each in seeds:
+        if progress is not None:
+            progress(len(found), len(seeds), f"measuring {options.measure}, seed {each}")
+        found.append(measure(options.measure, options.net, encoded, replace(options.measuring, seed=each)))
     affinity = _mean(found)
+    options = replace(options, method=grouping_for(options.method, affinity))
     groups = _grouped(affinity, options)
     labels = affinity if options.measure == "labels" else measure("labels", options.net, encoded, options.measuring)
     pairs = [one.agreement(other) for one, other in combinations(found, 2)]
@@ -247,7 +254,7 @@ def _belief(found: Survey) -> list[str]:
         words.append(f"How well two halves of what {name} looked at agree is not known: too few pairs, or all alike.")
     else:
         within = f"Two halves of what {name} looked at agree to a correlation of {halves:.2f}"
-        low = ", which is low: with other rows the groups may be others. Look at more rows, or verify them by training."
+        low = ", which is low: had it looked at others, the groups might be others. Verify them by training."
         words.append(within + (low if halves < _LOW else "."))
     return words
 
@@ -257,6 +264,10 @@ def _beside_labels(found: Survey) -> str:
         return "The labels alone tell nothing: no pair of tasks has a correlation that is known."
     rank = found.rank_correlation
     pairs = "" if math.isnan(rank) else f"; rank correlation of the pairs {rank:.2f}"
+    n, K = len(found.groups.sets), found.affinity.n_tasks
+    if n in (1, K):
+        words = f"The labels are no comparison here: with {n} group{'s' * (n > 1)} of {K} tasks no measure could give others"
+        return f"{words}{pairs}."
     if found.group_agreement == 1:
         return f"The correlation of labels alone, which costs next to nothing, gives the same groups{pairs}."
     return (
