@@ -75,6 +75,9 @@ class Federation:
         self.kits = {kit.name: kit.folder for kit in provision(self.project, folder / "kits")}
         (folder / "hook").mkdir()
         (folder / "hook" / "sitecustomize.py").write_text(HOOK, encoding="utf-8")
+        # FLARE's own place for jobs is one for all servers of a machine.
+        resources = self.kits[SERVER] / "local" / "resources.json.default"
+        resources.write_text(resources.read_text().replace("/tmp/nvflare", str(folder / "store")))  # noqa: S108 - FLARE's
         for site, table in tables.items():
             (self.kits[site] / "local" / "taskloom_site.yml").write_text(
                 yaml.safe_dump({"site": site} | table), encoding="utf-8"

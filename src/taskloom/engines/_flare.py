@@ -29,7 +29,7 @@ from taskloom.tasks import FitError, OptionError, check_folder, write_file
 if TYPE_CHECKING:
     from taskloom.engines._flare_session import AdminSession
 
-# Of FLARE: the job's process at the coordinator, or one at a site, is gone.
+# Of FLARE: a process of the job was killed, or the server.
 BROKEN = ("EXECUTION_EXCEPTION", "ABNORMAL")
 # Of taskloom: there may be more to be had once all sites are back.
 LACKING = ("sites lost", "too few sites", "stopped")
@@ -159,10 +159,12 @@ def _is_worth_another(job: Job, session: AdminSession, status: str, found: Path 
     """Whether the job would come further if it was submitted again."""
     from taskloom.engines._flare_server import ENDED, FAILURE
 
-    if status in BROKEN:
-        return found is None or not (found / FAILURE).exists()
+    if found is not None and (found / FAILURE).exists():
+        return False
     values = _values(found)
-    if values.get("status") not in LACKING or status == "ABORTED":
+    if not values:
+        return status in BROKEN
+    if values["status"] not in LACKING or status == "ABORTED":
         return False
     # A site that has ended with an error of its own would do so again.
     gone = [name for name, site in values["sites"].items() if site["state"].startswith("lost")]

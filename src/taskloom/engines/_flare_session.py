@@ -20,6 +20,7 @@ from nvflare.fuel.flare_api.api_spec import (
     InvalidJobDefinition,
     JobNotDone,
     JobNotFound,
+    JobNotRunning,
     NoConnection,
     SessionClosed,
 )
@@ -32,11 +33,13 @@ from taskloom.tasks import FitError, OptionError
 
 ADMIN_FILE = Path("startup") / "fed_admin.json"
 # What FLARE raises when it does not do what it was asked for.
-REFUSALS = (InternalError, InvalidJobDefinition, JobNotDone, JobNotFound, RuntimeError)
+REFUSALS = (InternalError, InvalidJobDefinition, JobNotDone, JobNotFound, JobNotRunning, RuntimeError)
 # How FLARE calls a job that is over.
 FINISHED = "FINISHED"
 # Seconds between two questions, and those within which a site has spoken to the coordinator that is there.
 POLL, FRESH = 1.0, 30.0
+# How it calls one that somebody should be running; and, here, one that nobody has been running for so many seconds.
+UNDERWAY, ABNORMAL, MISSING = ("DISPATCHED", "RUNNING"), "ABNORMAL", 20.0
 # Seconds that a site has to come up when a job begins, and that FLARE doubts that its process is gone.
 SYNC, GRACE = 30, 5.0
 
@@ -125,7 +128,7 @@ class AdminSession:
 
     def abort(self, number: str) -> None:
         """End a job; its coordinator saves what it has."""
-        self._do(lambda session: session.abort_job(number))
+        self._abort(number)
         self.await_end(number)
 
     def download(self, number: str, folder: Path) -> Path | None:
@@ -152,10 +155,22 @@ class AdminSession:
         return there & set(names)
 
     def await_end(self, number: str) -> str:
-        """How FLARE calls the way a job has ended."""
+        """How FLARE calls the way a job has ended.
+
+        It may wait for a site that hangs, or call a job running that it ran before it was started anew: such a one is ended.
+        """
+        seen_at, is_ended = time.monotonic(), False
         while not (status := self.status(number)).startswith(FINISHED):
+            running = self._do(lambda session: session.get_system_info()).job_info
+            if status not in UNDERWAY or any(job.job_id == number for job in running):
+                seen_at = time.monotonic()
+            elif time.monotonic() - seen_at > MISSING and is_ended:
+                return ABNORMAL
+            elif time.monotonic() - seen_at > MISSING:
+                seen_at, is_ended = time.monotonic(), True
+                self._abort(number)
             time.sleep(POLL)
-        return status.removeprefix(FINISHED + ":")
+        return ABNORMAL if is_ended else status.removeprefix(FINISHED + ":")
 
     def close(self) -> None:
         """Say goodbye to the server, if it is there."""
@@ -163,6 +178,11 @@ class AdminSession:
         if session is not None:
             with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
                 session.close()
+
+    def _abort(self, number: str) -> None:
+        # FLARE refuses it for a job that it does not run.
+        with contextlib.suppress(FitError):
+            self._do(lambda session: session.abort_job(number))
 
     def _do(self, ask: Callable[[Session], Any]) -> Any:
         """What the server says; asked anew where the session was broken."""
