@@ -53,6 +53,9 @@ class Done(NamedTuple):
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     """A job that was carried out: School where it is there, each site with a third of the schools."""
+    if "TASKLOOM_ENGINES" not in os.environ:
+        # On a machine that is busy with other things FLARE may give up on the processes of a job before they are up.
+        pytest.skip("takes a minute; run by `make test-engines`")
     folder = tmp_path_factory.mktemp("federation")
     data = Path(os.environ.get("TASKLOOM_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
     pairs = school_pairs(data) if data.is_dir() else make_pairs()
