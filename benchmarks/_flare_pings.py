@@ -51,7 +51,8 @@ class PingCoordinator(FlareCoordinator):
         """All rounds; all sites begin each at the same time."""
         for turn in range(self.rounds):
             self._desk = Desk(ping_job(self.names, self.d, self.trips, f"{self.folder}/job{turn}"))
-            for is_ours in (True, False):
+            # In turn, and not always the same one first.
+            for is_ours in (turn % 2 == 0, turn % 2 == 1):
                 list(collab.clients(timeout=600.0).call(is_ours, self.d, self.trips, f"{self.folder}/{int(is_ours)}-{turn}"))
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from _flare_pings import CLASSES, PingCoordinator, PingSite
 from _sites_data import school
 from _timing import publish
-from engines import ROUNDS, SIZES, Memory, school_job
+from engines import SIZES, Memory, school_job
 from taskloom.engines import FlareResult, Job, load_rows, simulate, submit
 from taskloom.engines._flare_kits import ALLOW_LIST, RESOURCES
 from taskloom.engines._flare_session import AdminSession
@@ -32,7 +32,7 @@ from taskloom.study import load_model
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "engines"))
 from flare_federation import SERVER, Federation
 
-TRIPS = {"1 kB": 200, "1 MB": 30}
+TRIPS, ROUNDS = {"1 kB": 150, "1 MB": 30}, 8
 
 
 def federation(folder: Path, tables: dict[str, dict[str, str]]) -> Federation:
