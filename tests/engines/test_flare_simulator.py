@@ -30,6 +30,7 @@ def write(job, path):
     return path
 
 
+@takes_minutes
 def test_the_simulator_finds_the_optimum_of_logistic_losses_from_the_command_line(tmp_path):
     data = Path(os.environ.get("TASKLOOM_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
     pairs = landmine_pairs(data) if data.is_dir() else make_pairs(loss="logistic")

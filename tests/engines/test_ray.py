@@ -45,7 +45,8 @@ def actor_of(job, name):
     return ray.get_actor(f"{job.name}/{name}", namespace=NAMESPACE)
 
 
-@pytest.mark.parametrize("data", ["school", pytest.param("landmine", marks=takes_long)])
+@takes_long
+@pytest.mark.parametrize("data", ["school", "landmine"])
 def test_ray_has_the_optimum_of_the_solver(data, real_data, tmp_path):
     if data == "school":
         job = write_job(tmp_path, school_pairs(real_data), tol=1e-6)
@@ -61,6 +62,7 @@ def test_ray_has_the_optimum_of_the_solver(data, real_data, tmp_path):
         actor_of(job, "coordinator")
 
 
+@takes_long
 def test_the_command_runs_a_job_on_a_cluster_by_its_address(tmp_path):
     job = write_job(tmp_path, make_pairs(), method="smtl-fista")
     path = tmp_path / "job.yml"
@@ -119,6 +121,7 @@ def test_a_site_that_hangs_is_reported_and_the_others_go_on(tmp_path):
     assert relative_gap(job, result.run.W) < 1e-6
 
 
+@takes_long
 def test_a_site_that_cannot_be_made_is_named_at_the_driver(tmp_path):
     job = write_job(tmp_path, make_pairs(), min_sites=3)
     (tmp_path / "south.parquet").unlink()
@@ -129,6 +132,7 @@ def test_a_site_that_cannot_be_made_is_named_at_the_driver(tmp_path):
         run_job(job, "ray", ray=HERE)
 
 
+@takes_long
 def test_a_study_on_ray_has_the_same_numbers(tmp_path):
     options = taskloom.StudyOptions(cache=False)
     data = load_diabetes_tasks("age_groups")
