@@ -73,3 +73,27 @@ def publish(name: str, title: str, rows: list[dict[str, Any]]) -> None:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n", encoding="utf-8")
     sys.stdout.flush()
+
+
+def trip_row(engine: str, size: str, sites: int, seconds: np.ndarray, rates: np.ndarray) -> dict[str, Any]:
+    """Round trips beside those of a bare echo.
+
+    Args:
+        engine: its name.
+        size: of the columns.
+        sites: their number.
+        seconds: (rounds, 2) round trips, of sites and of the echo.
+        rates: (rounds, 2) updates a second.
+    """
+    ratios = seconds[:, 0] / seconds[:, 1]
+    return {
+        "engine": engine,
+        "columns": size,
+        "sites": sites,
+        "updates/s": float(np.median(rates[:, 0])),
+        "round trip, ms": 1e3 * float(np.median(seconds[:, 0])),
+        "echo, ms": 1e3 * float(np.median(seconds[:, 1])),
+        "ratio": float(np.median(ratios)),
+        "least": float(ratios.min()),
+        "greatest": float(ratios.max()),
+    }

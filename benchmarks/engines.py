@@ -28,7 +28,7 @@ import psutil
 
 from _engine_pings import echo_processes, echo_threads, on_ray, ping_here
 from _sites_data import Pairs, school
-from _timing import publish
+from _timing import publish, trip_row
 from taskloom.engines import JobResult, load_rows, read_job, run_job
 from taskloom.engines._job import Job
 from taskloom.linear import Fista, Labels, OwnRows, SolverOptions, certify, minimize, smooth_problem
@@ -84,20 +84,7 @@ def trips(engine: str) -> list[dict[str, Any]]:
         for sites in SITES:
             found = [[timed(app, sites, d, count) for app in APPS[engine]] for _ in range(ROUNDS)]
             seconds, rates = np.array(found).transpose(2, 0, 1)
-            ratios = seconds[:, 0] / seconds[:, 1]
-            rows.append(
-                {
-                    "engine": engine,
-                    "columns": size,
-                    "sites": sites,
-                    "updates/s": float(np.median(rates[:, 0])),
-                    "round trip, ms": 1e3 * float(np.median(seconds[:, 0])),
-                    "echo, ms": 1e3 * float(np.median(seconds[:, 1])),
-                    "ratio": float(np.median(ratios)),
-                    "least": float(ratios.min()),
-                    "greatest": float(ratios.max()),
-                }
-            )
+            rows.append(trip_row(engine, size, sites, seconds, rates))
             print(rows[-1], file=sys.stderr)
     return rows
 

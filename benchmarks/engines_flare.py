@@ -21,7 +21,7 @@ import numpy as np
 
 from _flare_pings import CLASSES, PingCoordinator, PingSite
 from _sites_data import school
-from _timing import publish
+from _timing import publish, trip_row
 from engines import SIZES, Memory, school_job
 from taskloom.engines import FlareResult, Job, load_rows, simulate, submit
 from taskloom.engines._flare_kits import ALLOW_LIST, RESOURCES
@@ -77,20 +77,7 @@ def trips(admin: AdminSession, names: list[str], folder: Path) -> list[dict[str,
                 each = [np.load(times / f"{kind}-{turn}" / f"{name}.npy")[: TRIPS[size]] for name in names]
                 seconds[turn, at] = np.median(np.concatenate(each))
                 rates[turn, at] = sum(1 / one.mean() for one in each)
-        ratios = seconds[:, 0] / seconds[:, 1]
-        rows.append(
-            {
-                "engine": "FLARE, mutual TLS",
-                "columns": size,
-                "sites": len(names),
-                "updates/s": float(np.median(rates[:, 0])),
-                "round trip, ms": 1e3 * float(np.median(seconds[:, 0])),
-                "echo, ms": 1e3 * float(np.median(seconds[:, 1])),
-                "ratio": float(np.median(ratios)),
-                "least": float(ratios.min()),
-                "greatest": float(ratios.max()),
-            }
-        )
+        rows.append(trip_row("FLARE, mutual TLS", size, len(names), seconds, rates))
         print(rows[-1], file=sys.stderr)
     return rows
 

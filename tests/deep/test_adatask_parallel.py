@@ -1,11 +1,9 @@
 """Two processes that each have half of a batch against one process that has all of it."""
 
-import os
-import sys
-
 import pytest
 import torch
-from torch import distributed, multiprocessing, nn
+from tests.deep.two_processes import results_of
+from torch import nn
 
 from taskloom.deep._adatask import AdaTaskAdam, AdaTaskAdamW, AdaTaskLite
 from taskloom.tasks import OptionError
@@ -75,9 +73,7 @@ def train(case, rank, steps=5, **more):
     return net.state_dict(), {key: float(value) for key, value in state.items() if key.startswith("step_")}
 
 
-def work(rank, rendezvous, results):
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+def find(rank):
     found = {case: train(case, rank) for case in CASES}
     _, optimizer = make("list")
     try:
@@ -86,17 +82,12 @@ def work(rank, rendezvous, results):
     except OptionError as error:
         found["stream"] = str(error)
     found["alone"] = train("list", rank, data_parallel=False)
-    torch.save(found, os.path.join(results, f"{rank}.pt"))  # noqa: PTH118
-    distributed.destroy_process_group()
+    return found
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    # A fork has torch loaded already; where there is none, the processes start from nothing.
-    start = "fork" if sys.platform == "linux" else "spawn"
-    multiprocessing.start_processes(work, (str(folder / "meet"), str(folder)), nprocs=2, start_method=start)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return results_of(find, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case != "missing"])

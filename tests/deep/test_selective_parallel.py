@@ -1,12 +1,10 @@
 """Two processes with half of a batch each: one view of the losses, one choice of groups, one set of weights."""
 
-import os
-import sys
-
 import numpy as np
 import pytest
 import torch
-from torch import distributed, multiprocessing, nn
+from tests.deep.two_processes import results_of
+from torch import nn
 
 from taskloom.deep import AdaTaskAdam, SelectiveGroups, SelectiveOptions
 
@@ -73,20 +71,13 @@ def train(case, rank, steps=24):
     }
 
 
-def work(rank, rendezvous, results):
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
-    torch.save({case: train(case, rank) for case in CASES}, os.path.join(results, f"{rank}.pt"))  # noqa: PTH118
-    distributed.destroy_process_group()
+def find(rank):
+    return {case: train(case, rank) for case in CASES}
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("selective")
-    # A fork has torch loaded already; where there is none, the processes start from nothing.
-    start = "fork" if sys.platform == "linux" else "spawn"
-    multiprocessing.start_processes(work, (str(folder / "meet"), str(folder)), nprocs=2, start_method=start)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return results_of(find, tmp_path_factory.mktemp("selective"))
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case != "alone"])

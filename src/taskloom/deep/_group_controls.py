@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.optim import Optimizer
 
-from taskloom.deep._group_passes import GroupPasses, Tasks, is_whole
+from taskloom.deep._group_passes import GroupPasses, Tasks
 from taskloom.deep._group_step import GroupStep
-from taskloom.tasks import OptionError, unknown
+from taskloom.tasks import OptionError, is_whole, unknown
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

@@ -9,10 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from taskloom.deep._adatask_step import AdaTaskOptimizer
-from taskloom.tasks import OptionError
+from taskloom.tasks import OptionError, is_whole
 
 Tasks = int | Sequence[str] | None
 
@@ -68,16 +66,6 @@ class StepCosts:
     def trunk_passes(self) -> float:
         """Cost of the trunk in forward passes of a batch, a backward pass being two of them."""
         return self.forwards + 2 * self.backwards
-
-
-def is_whole(value: Any, least: int) -> bool:
-    """Whether this is a whole number of at least so much.
-
-    Examples:
-        >>> is_whole(3, 1), is_whole(np.int64(0), 1), is_whole(2.5, 1), is_whole(True, 1)
-        (True, False, False, False)
-    """
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
 
 
 def count_tasks(tasks: Tasks) -> int | None:

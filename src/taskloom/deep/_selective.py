@@ -23,11 +23,11 @@ from taskloom.deep._adatask_step import AdaTaskOptimizer
 from taskloom.deep._first_order import LastShared
 from taskloom.deep._graph import go_back
 from taskloom.deep._group_parallel import from_first, mean_losses
-from taskloom.deep._group_passes import GroupPasses, Tasks, is_whole
+from taskloom.deep._group_passes import GroupPasses, Tasks
 from taskloom.deep._group_step import GroupStep, Losses
 from taskloom.deep._proximal_affinity import AffinityTracker, Flags, similarity
 from taskloom.deep._task_groups import Preference, group_tasks
-from taskloom.tasks import Array, OptionError, Rows, unknown
+from taskloom.tasks import Array, OptionError, Rows, is_whole, unknown
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

@@ -22,13 +22,13 @@ from torch.optim import Optimizer
 
 from taskloom.deep._fit import NetFit, UpdateFactory, fit, new_net
 from taskloom.deep._group_controls import RandomGroups, RepeatedStep
-from taskloom.deep._group_passes import GroupPasses, is_whole
+from taskloom.deep._group_passes import GroupPasses
 from taskloom.deep._group_step import GroupStep
 from taskloom.deep._proximal_affinity import in_own_progress
 from taskloom.deep._recipes import Candidate, JointRecipe
 from taskloom.deep._selective import SelectiveGroups, SelectiveOptions
 from taskloom.deep._update import UpdateStep
-from taskloom.tasks import Array, Curve, OptionError, TaskData, register_recipe
+from taskloom.tasks import Array, Curve, OptionError, TaskData, is_whole, register_recipe
 
 EFFECT = "effect of an update, in units of the receiver's own progress"
 # What a report is given of a training: points of it, and numbers in all of their affinities.
@@ -140,21 +140,23 @@ class GroupUpdateRecipe(JointRecipe):
         net = new_net(self.net, parts[0].X.shape[1:], parts[0].tasks, how[0])
         return fit(net, *parts, options=options, seed=how[0], update=counted), made[0]
 
-    def _step(self, numbers: list[int], seed: int) -> Callable[[Optimizer, Any], GroupStep]:
-        """The step of a control that makes so many updates in each batch."""
-        raise NotImplementedError
-
-    def _control(self, parts: tuple[TaskData, TaskData], how: tuple[int, float], fixed: int | None) -> Candidate:
+    def _control(
+        self,
+        parts: tuple[TaskData, TaskData],
+        how: tuple[int, float],
+        fixed: int | None,
+        step_of: Callable[[list[int], int], Callable[[Optimizer, Any], GroupStep]],
+    ) -> Candidate:
         """Train a net by the step of a control, with as many updates as a selective run makes if no number is fixed.
 
         It goes on for as many batches as that run did, so that both make the same steps; with a fixed number validation ends
         it, as any other training.
         """
         if fixed is not None:
-            return _candidate(*self._run(parts, how, self._step([fixed], how[0])))
+            return _candidate(*self._run(parts, how, step_of([fixed], how[0])))
         learned = self.selective_run(*parts, *how)[1].updates
         # A batch in which all tasks are absent takes no update, whatever it is asked for.
-        step = self._step([max(1, one) for one in learned], how[0])
+        step = step_of([max(1, one) for one in learned], how[0])
         found = _candidate(*self._run(parts, how, step, len(learned)))
         note = (
             f"The updates of each batch, {sum(learned):,} in all, are those of a selective run of the same seed and learning "
@@ -256,7 +258,7 @@ class JointXMRecipe(GroupUpdateRecipe):
 
     def try_rate(self, train: TaskData, validation: TaskData, seed: int, rate: float) -> Candidate:
         """Train one net at one learning rate."""
-        return self._control((train, validation), (seed, rate), self.times)
+        return self._control((train, validation), (seed, rate), self.times, self._step)
 
     def _step(self, numbers: list[int], seed: int) -> Callable[[Optimizer, Any], GroupStep]:
         return partial(RepeatedStep, times=numbers, passes=self._passes(seed))
@@ -304,7 +306,7 @@ class RandomGroupsRecipe(GroupUpdateRecipe):
 
     def try_rate(self, train: TaskData, validation: TaskData, seed: int, rate: float) -> Candidate:
         """Train one net at one learning rate."""
-        return self._control((train, validation), (seed, rate), self.n_groups)
+        return self._control((train, validation), (seed, rate), self.n_groups, self._step)
 
     def _step(self, numbers: list[int], seed: int) -> Callable[[Optimizer, Any], GroupStep]:
         return partial(RandomGroups, n_groups=numbers, warmup=self.warmup, passes=self._passes(seed))

@@ -5,21 +5,18 @@ Letters: K tasks, d features, n rows, W (d, K) coefficients.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save as save_arrays
 
 from taskloom.engines._job import Job
 from taskloom.engines._session import JobSession
 from taskloom.linear import LinearPredictor
 from taskloom.sites import SitesResult, collect_result, write_report
-from taskloom.tasks import Array, FeatureEncoder, Task, check_folder, write_file
+from taskloom.tasks import Array, FeatureEncoder, TargetScaler, Task, check_folder, write_file, write_model_files
 
 REPORT_FILE, RESULT_FILE, MODEL_FOLDER = "report.html", "result.json", "model"
 
@@ -124,7 +121,7 @@ class JobResult:
         target = check_folder(self.job.out if folder is None else Path(folder))
         write_report({self.job.method: self.run}, target / REPORT_FILE, about=self._about())
         if self.modelled:
-            self._save_model(check_folder(target / MODEL_FOLDER))
+            self._save_model(target / MODEL_FOLDER)
         write_file(target / RESULT_FILE, json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
         return target
 
@@ -143,31 +140,19 @@ class JobResult:
         is_real = job.row_loss.labels == "real"
         tasks = [Task(name) if is_real else Task(name, "binary", job.classes) for name in self.modelled]
         blocks = [self.run.W[:, [t]] for t in columns]
-        core, core_settings = LinearPredictor(blocks, [self.run.intercepts[[t]] for t in columns], tasks).state()
+        predictor = LinearPredictor(blocks, [self.run.intercepts[[t]] for t in columns], tasks)
         center, scale = (np.array([getattr(each, key) for each in job.features]) for key in ("center", "scale"))
-        encoder, encoder_settings = FeatureEncoder(center, scale).state()
-        arrays = {f"predictor/{name}": array for name, array in core.items()}
-        arrays |= {f"encoder/{name}": array for name, array in encoder.items()}
-        arrays |= {"scaler/mean": np.zeros(len(tasks)), "scaler/scale": np.ones(len(tasks))}
-        weights = save_arrays({name: np.ascontiguousarray(array) for name, array in arrays.items()})
-        settings = {
-            "format": "taskloom-model",
-            "version": 1,
-            "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        about = {
             "recipe": f"job {job.name}",
             "settings": {"status": self.status, "message": self.message},
-            "tasks": [dataclasses.asdict(task) for task in tasks],
             "by": job.by or "",
             "numeric_names": [each.name for each in job.features],
             "categorical_names": [],
             "impute": False,
-            "encoder": encoder_settings,
-            "predictor": {"format": LinearPredictor.format, **core_settings},
             "validation_scores": {},
         }
-        settings["settings_sha256"] = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-        write_file(folder / "weights.safetensors", weights)
-        write_file(folder / "model.json", json.dumps(settings, indent=1))
+        unscaled = TargetScaler(np.zeros(len(tasks)), np.ones(len(tasks)))
+        write_model_files(folder, tasks, predictor, FeatureEncoder(center, scale), unscaled, about)
 
 
 def collect(session: JobSession, engine: str) -> JobResult:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from taskloom.tasks import OptionError, unknown
+from taskloom.tasks import OptionError, is_number, is_whole, unknown
 
 
 def check_keys(given: Mapping[Any, Any], known: Iterable[str], where: str) -> None:
@@ -31,22 +31,21 @@ def whole(key: str, value: Any, least: int = 1) -> int:
         >>> whole("max_updates", 10)
         10
     """
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+    if not is_whole(value, least):
         raise OptionError(f"`{key}`={value!r}: need a whole number of at least {least}")
     return int(value)
 
 
 def number(key: str, value: Any, *, zero: bool = False) -> float:
     """A finite number above 0, or with `zero` of 0 or more."""
-    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if not is_number or not 0 <= value < np.inf or (value == 0 and not zero):
+    if not is_number(value) or not 0 <= value < np.inf or (value == 0 and not zero):
         raise OptionError(f"`{key}`={value!r}: need a number {'of 0 or more' if zero else 'above 0'}")
     return float(value)
 
 
 def finite(key: str, value: Any) -> float:
     """Any finite number."""
-    if not isinstance(value, int | float | np.number) or isinstance(value, bool) or not np.isfinite(value):
+    if not is_number(value) or not np.isfinite(value):
         raise OptionError(f"`{key}`={value!r}: need a number")
     return float(value)
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from taskloom.linear._penalty import Penalty, as_matrix
-from taskloom.tasks import Array, OptionError, Rows
+from taskloom.tasks import Array, OptionError, Rows, is_number
 
 NEWTON_STEPS = 100
 PROX_STEPS = 5000
@@ -55,7 +55,7 @@ class CrossLearning(Penalty):
     paper: ClassVar[str] = "Cervino, Bazerque, Calvo-Fullana & Ribeiro 2021"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.eps, int | float | np.number) or isinstance(self.eps, bool) or not self.eps >= 0:
+        if not is_number(self.eps) or not self.eps >= 0:
             raise OptionError(f"`eps`={self.eps!r}: need a radius of 0 or more")
         if self.center not in ("free", "mean"):
             raise OptionError(f"`center`={self.center!r}: need 'free' or 'mean'")

@@ -22,7 +22,7 @@ from taskloom.linear._procedure import Procedure
 from taskloom.linear._smooth_penalties import Ridge
 from taskloom.linear._solver import Fista, Solution, SolverOptions, minimize
 from taskloom.linear._sparse_penalties import L1
-from taskloom.tasks import Array, OptionError, Rows
+from taskloom.tasks import Array, OptionError, Rows, is_whole
 
 RESTARTS = 10
 DEAD = 1e-8
@@ -203,7 +203,7 @@ class FeatureCollaborative(Procedure):
         check_strength("alpha3", self.alpha3, positive=True)
         for name, least in (("n_blocks", 1), ("max_alternations", 1), ("seed", 0)):
             value = getattr(self, name)
-            if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+            if not is_whole(value, least):
                 raise OptionError(f"`{name}`={value!r}: need a whole number, {least} or more")
 
     def check(self, d: int, K: int) -> None:

@@ -17,7 +17,7 @@ from taskloom.linear._penalty import check_strength
 from taskloom.linear._problem import Labels
 from taskloom.linear._procedure import Procedure
 from taskloom.linear._solver import Fista, Solution, SolverOptions, minimize
-from taskloom.tasks import Array, OptionError
+from taskloom.tasks import Array, OptionError, is_whole
 
 GROUP_TOL = 1e-4
 
@@ -68,7 +68,7 @@ class MultiLevel(Procedure):
 
     def __post_init__(self) -> None:
         check_strength("strength", self.strength)
-        if not isinstance(self.n_levels, int | np.integer) or isinstance(self.n_levels, bool) or self.n_levels < 1:
+        if not is_whole(self.n_levels, 1):
             raise OptionError(f"`n_levels`={self.n_levels!r}: need a whole number, 1 or more")
         check_strength("decay", self.decay)
         if self.decay < 1:

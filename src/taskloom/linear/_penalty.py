@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from taskloom.tasks import Array, OptionError
+from taskloom.tasks import Array, OptionError, is_number
 
 
 class Penalty(ABC):
@@ -185,8 +185,7 @@ def check_strength(name: str, value: Any, *, positive: bool = False) -> None:
     Raises:
         OptionError: it is.
     """
-    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if not is_number or not np.isfinite(value) or value < 0 or (positive and value == 0):
+    if not is_number(value) or not np.isfinite(value) or value < 0 or (positive and value == 0):
         least = "a positive number" if positive else "0 or a positive number"
         raise OptionError(f"`{name}`={value!r}: need {least}")
 

@@ -21,7 +21,7 @@ from taskloom.linear._procedure import Procedure
 from taskloom.linear._semisoft_steps import align, deal_folds, fit_centers, project_to_simplex, semisoft
 from taskloom.linear._solver import Fista, Solution, SolverOptions, minimize
 from taskloom.linear._sparse_penalties import L1
-from taskloom.tasks import Array, OptionError, Rows
+from taskloom.tasks import Array, OptionError, Rows, is_whole
 
 N_FOLDS = 5
 TASK_FACTORS = np.geomspace(1.0, 0.02, 15)
@@ -170,7 +170,7 @@ class SemisoftClusters(Procedure):
             raise OptionError(f"`pure_fraction`={self.pure_fraction!r}: need a share above 0, at most 1")
         for name, least in (("n_clusters", 1), ("max_loops", 1), ("refine", 0), ("seed", 0)):
             value = getattr(self, name)
-            if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+            if not is_whole(value, least):
                 raise OptionError(f"`{name}`={value!r}: need a whole number, {least} or more")
 
     def check(self, d: int, K: int) -> None:  # noqa: ARG002

@@ -16,7 +16,7 @@ import numpy as np
 from taskloom.linear._objective import Certificate, Objective
 from taskloom.linear._penalty import Penalty
 from taskloom.linear._problem import Problem
-from taskloom.tasks import Array, OptionError
+from taskloom.tasks import Array, OptionError, is_number, is_whole
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class SolverOptions:
     check_every: int = 10
 
     def __post_init__(self) -> None:
-        if not isinstance(self.tol, int | float | np.number) or isinstance(self.tol, bool) or not 0 < self.tol < np.inf:
+        if not is_number(self.tol) or not 0 < self.tol < np.inf:
             raise OptionError(f"`tol`={self.tol!r}: need a positive number, for example 1e-6")
         for name in ("max_iter", "check_every"):
             value = getattr(self, name)
-            if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+            if not is_whole(value, 1):
                 raise OptionError(f"`{name}`={value!r}: need a whole number, 1 or more")
 
 

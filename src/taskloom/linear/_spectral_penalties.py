@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from taskloom.linear._penalty import NormPenalty, Penalty, check_strength
-from taskloom.tasks import Array, OptionError
+from taskloom.tasks import Array, OptionError, is_whole
 
 # Eigenvalues of a Gram matrix are exact to about 1e-16 of the greatest: singular values to 1e-8 of theirs.
 GRAM_ACCURACY = 1e-7
@@ -138,7 +138,7 @@ class Clustered(Penalty):
     def __post_init__(self) -> None:
         for name in self.strengths:
             check_strength(name, getattr(self, name), positive=True)
-        if not isinstance(self.n_clusters, int | np.integer) or isinstance(self.n_clusters, bool) or self.n_clusters < 1:
+        if not is_whole(self.n_clusters, 1):
             raise OptionError(f"`n_clusters`={self.n_clusters!r}: need a whole number, 1 or more")
 
     def check(self, d: int, K: int) -> None:  # noqa: ARG002

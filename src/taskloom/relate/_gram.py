@@ -13,7 +13,6 @@ from torch import Tensor
 from taskloom.relate._affinity import Affinity
 from taskloom.relate._joint_run import Closure, GradientWatch, watched
 from taskloom.relate._options import MeasureOptions, Model
-from taskloom.relate._rows import task_names
 from taskloom.tasks import TaskData
 
 
@@ -31,6 +30,7 @@ class GramWatch(GradientWatch):
     def __init__(self, every: int = 10, *, cosine: bool = False) -> None:
         super().__init__(every)
         self.cosine = cosine
+        self.name = "gram_cosine" if cosine else "gram"
 
     def observe(
         self,
@@ -46,12 +46,6 @@ class GramWatch(GradientWatch):
             norms = products.diagonal().sqrt()
             return products / torch.outer(norms, norms)
         return products / losses[~losses.isnan()].unsqueeze(1)
-
-    def affinity(self) -> Affinity:
-        """The mean over looks; its stability is that of every other look."""
-        name = "gram_cosine" if self.cosine else "gram"
-        stability = self.mean.stability()
-        return Affinity(self.mean.value(), task_names(self.data), name, zero=0.0, cost=self.cost, stability=stability)
 
 
 def gram(model: Model, data: TaskData, options: MeasureOptions | None = None, *, cosine: bool = False) -> Affinity:

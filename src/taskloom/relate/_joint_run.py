@@ -124,9 +124,14 @@ class GradientWatch(Watch):
 
     Args:
         every: steps from one look to the next.
+
+    Attributes:
+        name: of the measure.
+        notes: on what its values are.
     """
 
     name: str
+    notes: tuple[str, ...] = ()
 
     def __init__(self, every: int = 10) -> None:
         super().__init__(every)
@@ -188,6 +193,11 @@ class GradientWatch(Watch):
             gradients: (k, *shape) by each shared weight.
             weights: all of the net's.
         """
+
+    def affinity(self) -> Affinity:
+        """The mean over looks; its stability is that of every other look."""
+        stability, notes = self.mean.stability(), list(self.notes)
+        return Affinity(self.mean.value(), self.tasks, self.name, zero=0.0, cost=self.cost, stability=stability, notes=notes)
 
     def state_dict(self) -> dict[str, Any]:
         """What was seen."""

@@ -13,7 +13,6 @@ from torch import Tensor
 from taskloom.relate._affinity import Affinity
 from taskloom.relate._joint_run import Closure, GradientWatch, watched
 from taskloom.relate._options import MeasureOptions, Model
-from taskloom.relate._rows import task_names
 from taskloom.tasks import OptionError, TaskData
 
 
@@ -32,6 +31,9 @@ class LookaheadWatch(GradientWatch):
     Raises:
         OptionError: a step that is not positive.
     """
+
+    name = "lookahead"
+    notes = ("per unit of the step",)
 
     def __init__(self, every: int = 10, step: float | None = None) -> None:
         super().__init__(every)
@@ -54,14 +56,6 @@ class LookaheadWatch(GradientWatch):
             after = self.losses(closure, {**weights, **moved})
             columns.append((1 - after[present] / losses[present]) / eta)
         return torch.stack(columns, dim=1)
-
-    def affinity(self) -> Affinity:
-        """The mean over looks; its stability is that of every other look."""
-        stability = self.mean.stability()
-        notes = ["per unit of the step"]
-        return Affinity(
-            self.mean.value(), task_names(self.data), "lookahead", zero=0.0, cost=self.cost, stability=stability, notes=notes
-        )
 
 
 def lookahead(model: Model, data: TaskData, options: MeasureOptions | None = None, *, step: float | None = None) -> Affinity:

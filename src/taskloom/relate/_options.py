@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from taskloom.deep import FitOptions
-from taskloom.tasks import OptionError, Task
+from taskloom.tasks import OptionError, Task, is_whole
 
 # A net that stands as it is, or a maker of nets: maps the shape of a row and tasks to one.
 Model = nn.Module | Callable[[tuple[int, ...], Sequence[Task]], nn.Module]
@@ -23,7 +22,7 @@ def check_whole(name: str, value: Any, least: int = 1) -> None:
     Raises:
         OptionError: names it.
     """
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+    if not is_whole(value, least):
         raise OptionError(f"`{name}`={value!r}: give a whole number of at least {least}")
 
 

@@ -21,7 +21,7 @@ from taskloom.relate._milp import best_of_candidates
 from taskloom.relate._pool import candidate_pool, improved, starting_points
 from taskloom.relate._prices import Candidates
 from taskloom.relate._values import MOST_LISTED, GroupGains, all_groups, mean_gains, pair_gains
-from taskloom.tasks import Array, OptionError, Rows, unknown
+from taskloom.tasks import Array, OptionError, Rows, is_number, unknown
 
 CostOf = Callable[[tuple[str, ...]], float]
 Costs = CostOf | Sequence[float] | Array | None
@@ -95,7 +95,7 @@ def check_question(budget: float, solver: str, time_limit: float) -> None:
     if solver not in SOLVERS:
         raise unknown("solver", solver, SOLVERS)
     for name, value in {"budget": budget, "time_limit": time_limit}.items():
-        if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 < float(value) < math.inf:
+        if not is_number(value) or not 0 < float(value) < math.inf:
             raise OptionError(f"`{name}`={value!r}; need a positive number")
 
 

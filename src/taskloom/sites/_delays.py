@@ -7,16 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from taskloom.tasks import OptionError
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a number, and not True or False."""
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+from taskloom.tasks import OptionError, is_number
 
 
 class Delays(Protocol):

@@ -10,11 +10,11 @@ from typing import Any, TypedDict
 import numpy as np
 
 from taskloom.sites._coordinator import StopRule
-from taskloom.sites._delays import Delays, Faults, OffsetDelays, is_number
+from taskloom.sites._delays import Delays, Faults, OffsetDelays
 from taskloom.sites._methods import StepOptions
 from taskloom.sites._privacy import GaussianRelease
 from taskloom.sites._session import Observer
-from taskloom.tasks import OptionError
+from taskloom.tasks import OptionError, is_number, is_whole
 
 
 class RunSettings(TypedDict, total=False):
@@ -63,10 +63,6 @@ class RunSettings(TypedDict, total=False):
     withhold: bool
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
 @dataclass(frozen=True)
 class Settings:
     """The same as `RunSettings`, checked.
@@ -97,9 +93,9 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("max_updates", "max_rounds", "checkpoint_every", "look_every"):
             value = getattr(self, name)
-            if value is not None and not (_is_whole(value) and value >= 1):
+            if value is not None and not is_whole(value, 1):
                 raise OptionError(f"`{name}`={value!r}: need a whole number of at least 1")
-        if not (_is_whole(self.seed) and self.seed >= 0):
+        if not is_whole(self.seed, 0):
             raise OptionError(f"`seed`={self.seed!r}: need a whole number of 0 or more")
         for name, least in (("tol", "0 or more"), ("gap", "0 or more"), ("step", "above 0"), ("unit", "above 0")):
             value = getattr(self, name)

@@ -13,6 +13,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from taskloom.study._charts import COLOURS, dressed
+from taskloom.study._groups import most_like_the_rest
 from taskloom.study._unit import Unit
 from taskloom.tasks import Array
 
@@ -54,7 +55,7 @@ def found_histories(units: Sequence[Unit], tasks: Sequence[str]) -> list[History
         own = [unit for unit in units if unit.recipe == recipe and unit.group_history]
         last = np.array([unit.group_history[-1]["groups"] for unit in own])
         pairs = (last[:, :, None] == last[:, None, :]).astype(float)
-        chosen = int(np.abs(pairs - pairs.mean(axis=0)).sum(axis=(1, 2)).argmin())
+        chosen = most_like_the_rest(pairs)
         n_same = int((pairs == pairs[chosen]).all(axis=(1, 2)).sum())
         n_groups = [len(set(labels.tolist())) for labels in last]
         n_before = sum(_is_kept_from_before(unit) for unit in own)

@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 
 from taskloom.relate import Affinity, Groups, dendrogram, graph_picture
 from taskloom.study._unit import Unit
+from taskloom.tasks import Array
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def found_groups(units: Sequence[Unit], tasks: Sequence[str]) -> list[FoundGroup
         own = [unit for unit in units if unit.recipe == recipe and unit.groups]
         everyone = [_groups(unit, tasks) for unit in own]
         pairs = np.array([[[b in each.serving(a) for b in tasks] for a in tasks] for each in everyone], dtype=float)
-        chosen = int(np.abs(pairs - pairs.mean(axis=0)).sum(axis=(1, 2)).argmin())
+        chosen = most_like_the_rest(pairs)
         kinds = [_kind(each) for each in everyone]
         relation = own[chosen].groups.get("relation", "")
         values = [unit.relations[relation] for unit in own if relation in unit.relations]
@@ -70,6 +71,15 @@ def found_groups(units: Sequence[Unit], tasks: Sequence[str]) -> list[FoundGroup
             FoundGroups(recipe, own[chosen].seed, everyone[chosen], n_same, len(own), affinity, list(own[chosen].notes))
         )
     return found
+
+
+def most_like_the_rest(pairs: Array) -> int:
+    """The seed whose groups are most like those of the others.
+
+    Args:
+        pairs: (S, K, K), 1 where two tasks are together.
+    """
+    return int(np.abs(pairs - pairs.mean(axis=0)).sum(axis=(1, 2)).argmin())
 
 
 def groups_sentence(found: FoundGroups) -> str:

@@ -5,18 +5,12 @@ Letters: K tasks, n rows, C classes of one task.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_arrays
-from safetensors.numpy import save as save_arrays
 
 from taskloom.deep import NetFactory, NetPredictor
 from taskloom.study._options import StudyOptions, seed_list
@@ -34,18 +28,14 @@ from taskloom.tasks import (
     TaskData,
     canonical,
     check_finite,
-    check_folder,
     get_predictor,
     get_recipe,
+    read_model_files,
     read_rows,
     split_rows,
     unknown,
-    write_file,
+    write_model_files,
 )
-
-MODEL_FORMAT = "taskloom-model"
-MODEL_VERSION = 1
-SETTINGS_FILE, WEIGHTS_FILE = "model.json", "weights.safetensors"
 
 
 @dataclass
@@ -143,34 +133,16 @@ class Model:
         Raises:
             OutputError: the folder cannot be written.
         """
-        target = check_folder(Path(folder))
-        arrays, core = self.predictor.state()
-        encoder_arrays, encoder_settings = self.encoder.state()
-        everything = {f"predictor/{name}": array for name, array in arrays.items()}
-        everything |= {f"encoder/{name}": array for name, array in encoder_arrays.items()}
-        everything |= {"scaler/mean": self.scaler.mean, "scaler/scale": self.scaler.scale}
-        weights = save_arrays({name: np.ascontiguousarray(array) for name, array in everything.items()})
-        settings = {
-            "format": MODEL_FORMAT,
-            "version": MODEL_VERSION,
-            "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        about = {
             "recipe": self.recipe,
             "settings": self.settings,
-            "tasks": [dataclasses.asdict(task) for task in self.tasks],
             "by": self.by,
             "numeric_names": self.numeric_names,
             "categorical_names": self.categorical_names,
             "impute": self.impute,
-            "encoder": encoder_settings,
-            "predictor": {"format": self.predictor.format, **core},
             "validation_scores": self.validation_scores,
         }
-        # The settings name the weights by their hash: after a kill between the two files the model is refused, not wrong.
-        write_file(target / WEIGHTS_FILE, weights)
-        # And themselves by theirs: what is edited by hand is refused too.
-        settings["settings_sha256"] = _settings_hash(settings)
-        write_file(target / SETTINGS_FILE, json.dumps(settings, indent=1))
-        return target
+        return write_model_files(folder, self.tasks, self.predictor, self.encoder, self.scaler, about)
 
 
 def fit_model(data: TaskData, recipe: str | Recipe = "joint", *, seed: int = 0, budget: int = 3) -> Model:
@@ -230,7 +202,7 @@ def load_model(folder: str | Path, *, net: NetFactory | None = None) -> Model:
     Raises:
         ModelFileError: no model there, a damaged one, or one of another version.
     """
-    settings, arrays = _read_files(Path(folder))
+    settings, arrays = read_model_files(Path(folder))
     try:
         tasks = tuple(Task.from_json(task) for task in settings["tasks"])
         core = settings["predictor"]
@@ -254,38 +226,6 @@ def load_model(folder: str | Path, *, net: NetFactory | None = None) -> Model:
         )
     except (KeyError, TypeError, RuntimeError) as error:
         raise ModelFileError(f"model in '{folder}': damaged ({type(error).__name__}: {error}); save it again") from error
-
-
-def _read_files(folder: Path) -> tuple[dict[str, Any], dict[str, Array]]:
-    try:
-        text, weights = (folder / SETTINGS_FILE).read_bytes(), (folder / WEIGHTS_FILE).read_bytes()
-    except OSError as error:
-        raise ModelFileError(
-            f"no model in '{folder}' ({error.strerror}: {error.filename}); give the folder of `--save`"
-        ) from error
-    try:
-        settings = json.loads(text)
-        found = (settings.get("format"), settings.get("version"))
-    except (ValueError, AttributeError) as error:
-        raise ModelFileError(f"model in '{folder}': {SETTINGS_FILE} is damaged ({error}); save it again") from error
-    if found != (MODEL_FORMAT, MODEL_VERSION):
-        raise ModelFileError(
-            f"model in '{folder}' has format and version {found}; this taskloom reads {(MODEL_FORMAT, MODEL_VERSION)}: "
-            "fit it again, or use the taskloom that wrote it"
-        )
-    if settings.get("settings_sha256") != _settings_hash(settings):
-        raise ModelFileError(f"model in '{folder}': {SETTINGS_FILE} is damaged; save it again")
-    if hashlib.sha256(weights).hexdigest() != settings.get("weights_sha256"):
-        raise ModelFileError(f"model in '{folder}': {WEIGHTS_FILE} is damaged or of another model; save it again")
-    try:
-        return settings, load_arrays(weights)
-    except SafetensorError as error:
-        raise ModelFileError(f"model in '{folder}': {WEIGHTS_FILE} is damaged ({error}); save it again") from error
-
-
-def _settings_hash(settings: dict[str, Any]) -> str:
-    rest = {name: value for name, value in settings.items() if name != "settings_sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _under(arrays: dict[str, Array], prefix: str) -> dict[str, Array]:

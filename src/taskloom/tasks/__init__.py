@@ -29,6 +29,8 @@ from taskloom.tasks._errors import (
 )
 from taskloom.tasks._features import Features
 from taskloom.tasks._metrics import Metric, get_metric, metric_names
+from taskloom.tasks._model_files import read_model_files, write_model_files
+from taskloom.tasks._numbers import is_number, is_whole
 from taskloom.tasks._recipe import (
     Curve,
     Family,
@@ -76,10 +78,13 @@ __all__ = [
     "get_metric",
     "get_predictor",
     "get_recipe",
+    "is_number",
+    "is_whole",
     "load_diabetes_tasks",
     "load_digits_tasks",
     "metric_names",
     "nearest_name",
+    "read_model_files",
     "read_rows",
     "read_table",
     "recipe_classes",
@@ -88,4 +93,5 @@ __all__ = [
     "split_rows",
     "unknown",
     "write_file",
+    "write_model_files",
 ]
