@@ -19,8 +19,9 @@ setup: $(DEV)  ## make .venv with everything that the other commands need
 demo: $(BASE)  ## run the main job on data that scikit-learn carries, and write the report into demo/
 	@$(BIN)/taskloom demo --out $(OUT)
 
-test: $(DEV)  ## run the whole test suite
-	@$(BIN)/python -m pytest
+# One thread for each worker: two that both ask for all processors are slower than one.
+test: $(DEV)  ## run the whole test suite, on up to four processors at once
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4
 
 test-engines: $(DEV)  ## run the tests on Ray and NVIDIA FLARE, also those that take minutes
 	@TASKLOOM_ENGINES=1 $(BIN)/python -m pytest -m engine
