@@ -6,6 +6,7 @@ penalty tr(W M W').
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import numpy as np
@@ -60,7 +61,7 @@ class ColumnProx(ABC):
     @property
     def norm(self) -> float:
         """|V|_F, O(K)."""
-        return float(np.linalg.norm(self._norms))
+        return math.sqrt(self._norms @ self._norms)
 
     @abstractmethod
     def column(self, t: int) -> Array:

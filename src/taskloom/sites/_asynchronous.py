@@ -6,6 +6,8 @@ at W, gamma step, eta relaxation, L greatest curvature of a task's loss, tau del
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -146,9 +148,10 @@ class AsynchronousCoordinator(Coordinator):
 
     def _end_round(self) -> None:
         self._round_starts = self.version
-        if np.isfinite(self.residual):
-            self.guard.look(self.residual)
-        rounds = float(np.median([site.updates for site in self.sites.values()]))
+        residual = self.residual
+        if math.isfinite(residual):
+            self.guard.look(residual)
+        rounds = float(statistics.median(site.updates for site in self.sites.values()))
         step = self.balance.look(rounds, self.step) if self._is_balanced else None
         if step is not None:
             self._set_step(step)

@@ -7,6 +7,7 @@ column in updates: how many others came in between the answer that it was worked
 from __future__ import annotations
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -203,12 +204,14 @@ class Coordinator(ABC):
                 continue
             if np.shape(value) != wanted:
                 return f"`{name}` has shape {np.shape(value)}; need {wanted}, features x tasks of the site"
-            if np.isnan(value).any() or (name == "columns" and np.isinf(value).any()):
+            with np.errstate(over="ignore"):
+                norm = float(np.linalg.norm(value))
+            # A norm tells in one pass that all numbers are finite; where it does not, it may have overflowed.
+            is_suspect = not math.isfinite(norm)
+            if is_suspect and (np.isnan(value).any() or (name == "columns" and np.isinf(value).any())):
                 return f"`{name}` holds a number that is not finite; check the rows of the site for extreme values"
-        with np.errstate(over="ignore"):
-            norm = 0.0 if message.columns is None else float(np.linalg.norm(message.columns))
-        if norm > self.max_norm:
-            return f"`columns` have the norm {norm:.1e}, above {self.max_norm:g}; check the units of the site's rows"
+            if name == "columns" and norm > self.max_norm:
+                return f"`columns` have the norm {norm:.1e}, above {self.max_norm:g}; check the units of the site's rows"
         if message.sequence > 0 and message.columns is None and message.intercepts is None:
             return "there are no `columns` in it"
         return ""
@@ -249,8 +252,9 @@ class Coordinator(ABC):
     @property
     def residual(self) -> float:
         """Norm of the last steps of all sites, relative to that of V; infinite until all have taken one."""
-        each = np.array([site.residual for name, site in self.sites.items() if name not in self.lost])
-        return np.inf if np.isnan(each).any() or not len(each) else float(np.linalg.norm(each)) / max(self._size(), 1e-300)
+        each = [site.residual for name, site in self.sites.items() if name not in self.lost]
+        norm = math.hypot(*each)
+        return math.inf if math.isnan(norm) or not each else norm / max(self._size(), 1e-300)
 
     @abstractmethod
     def _size(self) -> float:

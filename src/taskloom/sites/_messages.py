@@ -76,6 +76,7 @@ _PLAIN: dict[str, tuple[type, ...]] = {
     "stop": (bool,),
 }
 _ARRAYS = ("columns", "curvature", "intercepts", "restart")
+_NAMES = {kind: tuple(field.name for field in fields(kind)) for kind in (Update, Answer)}
 
 
 def encode(message: Message) -> bytes:
@@ -88,12 +89,12 @@ def encode(message: Message) -> bytes:
         (2, 1)
     """
     arrays, plain = {}, {}
-    for field in fields(message):
-        value = getattr(message, field.name)
+    for name in _NAMES[type(message)]:
+        value = getattr(message, name)
         if isinstance(value, np.ndarray):
-            arrays[field.name] = np.ascontiguousarray(value, dtype="<f8")
+            arrays[name] = np.ascontiguousarray(value, dtype="<f8")
         elif value is not None:
-            plain[field.name] = value
+            plain[name] = value
     head = {"kind": type(message).__name__, "plain": plain, "shapes": {name: value.shape for name, value in arrays.items()}}
     # Joined as they are: a copy of a long column takes as long as the rest.
     return b"".join([json.dumps(head).encode(), b"\n", *arrays.values()])
