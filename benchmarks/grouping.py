@@ -48,6 +48,7 @@ Shape = tuple[int, int, int]
 D, ROWS, OWN_ROWS = 30, 1500, 300
 NET = MLP((32, 32))
 STEPS = 800
+LENGTHS = (200, 400, 800, 1600, 3200)
 
 
 def planted(shape: Shape, *, mixed: bool, own: bool, seed: int) -> tuple[TaskData, np.ndarray]:
@@ -119,6 +120,22 @@ def groups_found() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         for (name, (m, k, h)), found in sorted(scores.items(), key=lambda item: item[0][1])
     ]
     return table, [_cost_row(shape, runs) for shape, runs in costs.items()]
+
+
+def longer_runs() -> list[dict[str, Any]]:
+    """Mixed signs on shared rows, after joint runs of growing length."""
+    rows = []
+    for shape, steps in product(SHAPES, LENGTHS):
+        found: dict[str, list[float]] = {"samplewise_cosine": [], "lookahead": []}
+        for seed in SEEDS:
+            data, groups = planted(shape, mixed=True, own=False, seed=seed)
+            options, watch = MeasureOptions(steps=steps, seed=seed), LookaheadWatch()
+            run = joint_run(NET, data, options, [watch])
+            found["samplewise_cosine"].append(ari(samplewise_cosine(run.net, data, options), groups))
+            found["lookahead"].append(ari(watch.affinity(), groups))
+        shown = {name: float(np.mean(scores)) for name, scores in found.items()}
+        rows.append({"tasks": f"{shape[0]} x {shape[1]}, {shape[2]} features", "steps": steps} | shown)
+    return rows
 
 
 def _cost_row(shape: Shape, runs: list[dict[str, float]]) -> dict[str, Any]:
@@ -212,6 +229,7 @@ def main() -> None:
     scores, costs = groups_found()
     publish("grouping", f"Adjusted Rand index, mean of {len(SEEDS)} seeds, joint run of {STEPS} steps", scores)
     publish("grouping_costs", "Seconds beside those of the joint run, medians", costs)
+    publish("grouping_lengths", f"Mixed signs after joint runs of growing length, mean of {len(SEEDS)} seeds", longer_runs())
     publish("grouping_closed_form", "Distances of the gradients of rows, MLP 103-256-256", closed_form())
 
 
