@@ -566,6 +566,48 @@ def test_a_state_of_other_tasks_or_groups_is_refused():
         optimizer.load_state_dict(AdaTaskAdam(parameters()[:2], ["a", "b"]).state_dict())
 
 
+@pytest.mark.parametrize(
+    ("ours", "kind"),
+    [
+        (AdaTaskAdam, torch.optim.Adam),
+        (AdaTaskAdam, AdaTaskLite),
+        (AdaTaskAdam, AdaTaskAdagrad),
+        (AdaTaskRMSprop, AdaTaskAdam),
+        (AdaTaskAdagrad, torch.optim.Adagrad),
+        (AdaTaskLite, AdaTaskAdam),
+    ],
+)
+def test_a_state_of_another_kind_is_refused_and_training_goes_on_as_if_nothing_were(ours, kind):
+    training, twin = Training(ours), Training(ours)
+    for one in (training, twin):
+        one.advance(2)
+    groups = [{"params": group["params"]} for group in training.optimizer.param_groups]
+    other = kind(groups, training.optimizer.tasks) if kind in ALL else kind(groups)
+    with pytest.raises(DataError, match=f"{ours.__name__} has"):
+        training.optimizer.load_state_dict(other.state_dict())
+    for one in (training, twin):
+        one.advance(2)
+    assert_same(training.state_dict(), twin.state_dict())
+
+
+def test_adams_state_goes_into_adamw_as_in_torch():
+    one, two = Training(AdaTaskAdam), Training(AdaTaskAdamW)
+    one.advance(2)
+    two.optimizer.load_state_dict(one.optimizer.state_dict())
+    assert_same(one.optimizer.state_dict()["state"], two.optimizer.state_dict()["state"])
+
+
+def test_a_group_that_is_marked_otherwise_later_is_refused_and_nothing_moves():
+    trunk, head = nn.Linear(3, 4), nn.Linear(4, 2)
+    optimizer = AdaTaskAdam([{"params": trunk.parameters()}, {"params": head.parameters(), "shared": False}], 2)
+    before = [weight.clone() for weight in (*trunk.parameters(), *head.parameters())]
+    optimizer.param_groups[1]["shared"] = True
+    optimizer.backward(list(head(trunk(torch.ones(5, 3))).square().mean(dim=0)))
+    with pytest.raises(OptionError, match="`shared` of group 1 was changed"):
+        optimizer.step()
+    assert all(torch.equal(old, new) for old, new in zip(before, (*trunk.parameters(), *head.parameters()), strict=True))
+
+
 def test_a_hook_of_the_caller_sees_and_changes_what_is_loaded():
     one, two = Training(AdaTaskAdam), Training(AdaTaskAdam)
     one.advance(3)
@@ -655,6 +697,13 @@ class TestBadOptions:
         [
             ({"tasks": 0}, "`tasks`=0"),
             ({"tasks": True}, "`tasks`=True"),
+            ({"tasks": None}, "`tasks`=None"),
+            ({"tasks": 2.0}, "`tasks`=2.0"),
+            ({"lr": None}, "`lr`=None"),
+            ({"lr": "x"}, "`lr`='x'"),
+            ({"betas": 0.9}, "`betas`=0.9"),
+            ({"task_weights": 1.0}, "`task_weights`=1.0"),
+            ({"task_weights": {"0": "x"}}, "`task_weights`={'0': 'x'}"),
             ({"tasks": "ab"}, "`tasks`='ab'"),
             ({"tasks": []}, "at least one name"),
             ({"tasks": ["a", ""]}, "not empty"),
@@ -676,6 +725,15 @@ class TestBadOptions:
     def test_is_refused_with_its_name(self, options, match):
         with pytest.raises(OptionError, match=match):
             AdaTaskAdam(parameters(), **({"tasks": 2} | options))
+
+    def test_whole_numbers_of_numpy_names_of_a_generator_and_a_rate_in_a_tensor_are_taken(self):
+        assert AdaTaskAdam(parameters(), np.int64(2)).tasks == ["0", "1"]
+        assert AdaTaskAdam(parameters(), (name for name in "ab")).tasks == ["a", "b"]
+        assert AdaTaskAdam(parameters(), 2, lr=torch.tensor(0.1)).param_groups[0]["lr"] == torch.tensor(0.1)
+
+    def test_an_option_that_only_the_torch_twin_has_is_named(self):
+        with pytest.raises(UnknownNameError, match="no option named `amsgrad`"):
+            AdaTaskAdam(parameters(), 2, amsgrad=True)
 
     @pytest.mark.parametrize(("name", "value"), [("reduction", "maen"), ("kernel", "tritn")])
     def test_an_unknown_word_is_refused_with_the_known_ones(self, name, value):

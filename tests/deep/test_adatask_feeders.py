@@ -478,6 +478,25 @@ class TestLossesThatAreNoNumbers:
         optimizer.backward([a.double() * 1e300, b[None], c])
         optimizer.step()
 
+    @pytest.mark.parametrize("through_features", [True, False])
+    def test_one_that_makes_the_gradients_of_others_nan_stops_the_step(self, through_features):
+        net, optimizer = fresh()
+        before = {key: value.clone() for key, value in net.state_dict().items()}
+        x = batch(0)
+        z = net.trunk(x)
+        outputs = torch.cat([head(z)[:, :1] for head in net.heads], dim=1)
+        labels = torch.cat([x[:, :1], x[:, :1] * torch.nan, x[:, :1]], dim=1)
+        losses = list((outputs - labels).square().mean(dim=0).unbind())
+        optimizer.backward(losses, features=z if through_features else None)
+        with pytest.raises(DataError, match=r"that of `b`, NaN for an absent task, .*torch.where"):
+            optimizer.step()
+        assert_same(before, dict(net.state_dict()))
+        optimizer.zero_grad()
+        a, _, c = net.losses(x)
+        optimizer.backward([a, torch.tensor(torch.nan), c])
+        optimizer.step()
+        assert all(weight.isfinite().all() for weight in net.parameters())
+
 
 class TestMisuse:
     def test_a_summed_gradient_is_never_used(self):
@@ -501,6 +520,7 @@ class TestMisuse:
             (lambda losses: {"a": losses[0].detach()}, "hangs on no parameter"),
             (lambda losses: {"a": losses[0].expand(2)}, "must be a scalar"),
             (lambda losses: [1.0, None, None], "must be a scalar"),
+            (lambda _: None, "`losses`=None"),
         ],
     )
     def test_bad_losses_are_refused_before_anything_is_done(self, make, match):
@@ -515,6 +535,59 @@ class TestMisuse:
             optimizer.backward({"d": net.losses(batch(0))[0]})
         with pytest.raises(UnknownNameError, match="`3`"), optimizer.task(3):
             pass
+
+    @pytest.mark.parametrize(
+        "call",
+        [
+            lambda optimizer: optimizer.step(),
+            lambda optimizer: optimizer.zero_grad(),
+            lambda optimizer: optimizer.remove_task("a"),
+            lambda optimizer: optimizer.load_state_dict(optimizer.state_dict()),
+        ],
+        ids=["step", "zero_grad", "remove_task", "load_state_dict"],
+    )
+    @pytest.mark.parametrize("stream", [True, False])
+    def test_what_ends_or_changes_a_step_is_refused_while_a_task_is_open(self, call, stream):
+        net, optimizer = fresh()
+        with optimizer.task("a", stream=stream):
+            net.losses(batch(0))[0].backward()
+            with pytest.raises(OptionError, match="inside `task`='a': leave that one first"):
+                call(optimizer)
+        optimizer.step()
+
+    def test_a_task_that_is_in_the_coming_step_already_is_not_removed(self):
+        net, optimizer = fresh()
+        with optimizer.task("a"):
+            net.losses(batch(0))[0].backward()
+        with pytest.raises(OptionError, match="`name`='a' was streamed"):
+            optimizer.remove_task("a")
+        optimizer.zero_grad()
+        optimizer.backward([torch.inf * loss for loss in net.losses(batch(0))])
+        with pytest.raises(OptionError, match="has an infinite loss"):
+            optimizer.remove_task("b")
+        optimizer.zero_grad()
+        optimizer.remove_task("b")
+        assert optimizer.tasks == ["a", "c"]
+
+    def test_a_task_removed_by_its_number_leaves_nothing_behind(self):
+        net, optimizer = fresh()
+        optimizer.backward(net.losses(batch(0)))
+        optimizer.step()
+        optimizer.backward(net.losses(batch(1)))
+        optimizer.remove_task(0)
+        assert {key[-2:] for key in optimizer.state[net.trunk[0].weight]} == {"_b", "_c"}
+        optimizer.step()
+        assert {key[-2:] for key in optimizer.state[net.trunk[0].weight]} == {"_b", "_c"}
+
+    def test_after_a_streamed_pass_that_failed_the_message_says_how_to_go_on(self):
+        net, optimizer = fresh()
+        with pytest.raises(ZeroDivisionError), optimizer.task("a"):
+            raise ZeroDivisionError
+        with pytest.raises(OptionError, match="if that pass failed, `zero_grad`"), optimizer.task("a"):
+            pass
+        optimizer.zero_grad()
+        with optimizer.task("a"):
+            net.losses(batch(0))[0].backward()
 
     def test_one_task_at_a_time(self):
         _, optimizer = fresh()
@@ -557,6 +630,14 @@ class TestMisuse:
         with pytest.raises(DataError, match="sparse=False"), optimizer.task(0):
             table(torch.tensor([1, 2])).sum().backward()
 
+    def test_sparse_gradients_of_heads(self):
+        weight, table = nn.Parameter(torch.ones(3)), nn.Embedding(5, 3, sparse=True)
+        optimizer = AdaTaskAdam([{"params": [weight]}, {"params": table.parameters(), "shared": False}], 2)
+        optimizer.backward([(table(torch.tensor([1, 2])) * weight).sum(), weight.sum()])
+        with pytest.raises(DataError, match="sparse=False"):
+            optimizer.step()
+        assert torch.equal(weight, torch.ones(3))
+
     def test_an_optimizer_that_is_gone_leaves_parameters_as_usual(self):
         net, optimizer = fresh()
         optimizer.backward(net.losses(batch(0)))
@@ -583,8 +664,9 @@ class TestClipping:
 
     def test_what_cannot_be_clipped_is_refused(self):
         net, optimizer = fresh()
-        with pytest.raises(OptionError, match="`max_norm`=0"):
-            optimizer.clip_task_gradients(0)
+        for norm in (0, None):
+            with pytest.raises(OptionError, match=f"`max_norm`={norm}"):
+                optimizer.clip_task_gradients(norm)
         feed_stream(net, optimizer, batch(0))
         with pytest.raises(OptionError, match="can no longer be clipped"):
             optimizer.clip_task_gradients(1.0)

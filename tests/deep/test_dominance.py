@@ -229,6 +229,57 @@ def test_adatask_adam_needs_no_passes_of_the_meter():
     meter.observe(losses)
 
 
+@pytest.mark.parametrize(("kind", "options"), [(torch.optim.Adam, {}), (AdaTaskRMSprop, {"weight_decay": 0.1})])
+def test_batches_that_are_accumulated_count_as_one_step(kind, options):
+    meters = []
+    for n_parts in (1, 4):
+        params = parameters()
+        optimizer, meter = make(kind, options, params, every=2)
+        for step in range(6):
+            optimizer.zero_grad()
+            for part in range(n_parts):
+                losses = [loss / n_parts for loss in losses_at(params, step)]
+                meter.observe(losses, more=part > 0)
+                if kind is AdaTaskRMSprop:
+                    optimizer.backward(losses)
+                else:
+                    sum(losses).backward()
+            optimizer.step()
+        meters.append(meter)
+    assert [meter.samples for meter in meters] == [3, 3]
+    for one, two in zip(*(meter._layers.values() for meter in meters), strict=True):
+        torch.testing.assert_close(one.usage, two.usage)
+        torch.testing.assert_close(one.parts, two.parts)
+
+
+def test_more_of_a_step_that_has_not_begun_is_refused():
+    params = parameters()
+    optimizer, meter = make(torch.optim.Adam, {}, params)
+    with pytest.raises(OptionError, match="`more`=True at the first batch"):
+        meter.observe(losses_at(params, 0), more=True)
+    meter.observe(losses_at(params, 0))
+    step_of(optimizer, losses_at(params, 0))
+    with pytest.raises(OptionError, match="`more`=True at the first batch"):
+        meter.observe(losses_at(params, 0), more=True)
+
+
+def test_frozen_parameters_are_left_out_of_the_shares_and_disturb_nothing():
+    params = parameters()
+    frozen = next(iter(params))
+    params[frozen].requires_grad_(False)
+    optimizer = torch.optim.Adam(list(params.items()), lr=0.01)
+    meter = DominanceMeter(optimizer, 3, every=1)
+    losses = losses_at(params, 0)
+    losses = [loss if loss.requires_grad else None for loss in losses]
+    meter.observe(losses)
+    sum(loss for loss in losses if loss is not None).backward()
+    optimizer.step()
+    assert meter.samples == 1
+    moved = {row.layer: row.usage > 0 for row in meter.table() if math.isfinite(row.median)}
+    assert frozen not in moved
+    assert moved
+
+
 @pytest.mark.parametrize(("kind", "options"), [(torch.optim.Adam, {}), (torch.optim.SGD, {"momentum": 0.9}), OURS[4], OURS[7]])
 def test_given_gradients_count_like_losses(kind, options):
     meters = []
@@ -758,6 +809,11 @@ class TestLiteResumes(TrainingThatResumes):
     ("options", "match"),
     [
         ({"every": 0}, "`every`=0"),
+        ({"every": 1.5}, "`every`=1.5"),
+        ({"every": True}, "`every`=True"),
+        ({"decay": "x"}, "`decay`='x'"),
+        ({"max_coords": 10.5}, "`max_coords`=10.5"),
+        ({"seed": -1}, "`seed`=-1"),
         ({"decay": 1.0}, "`decay`=1.0"),
         ({"max_coords": 2}, "`max_coords`=2"),
         ({"tasks": 0}, "`tasks`=0"),

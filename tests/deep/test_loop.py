@@ -12,7 +12,8 @@ from taskloom.deep._batches import RowDealer, TaskTensors
 from taskloom.deep._fit import _joint_feed, _stacked_loop, new_net
 from taskloom.deep._loop import FitLoop, make_fabric
 from taskloom.deep._nets import OwnRowsNet, SharedRowsNet
-from taskloom.tasks import FitError, ModelFileError, OptionError, TaskData, load_diabetes_tasks, load_digits_tasks
+from taskloom.tasks import DataError, FitError, ModelFileError, OptionError, TaskData, load_diabetes_tasks, load_digits_tasks
+from taskloom.tasks._features import Features
 
 FAST = FitOptions(max_steps=60, validate_every=5, batch_size=16, accelerator="cpu", learning_rate=3e-3)
 
@@ -184,6 +185,52 @@ def test_a_net_with_wrong_outputs_is_refused_before_any_work(own_parts):
     train, validation, _ = own_parts
     with pytest.raises(OptionError, match="one column for each regression"):
         fit(nn.Linear(10, 2), train, validation, options=FAST)
+
+
+def frozen(net):
+    return net.requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "match"),
+    [
+        (lambda net, a, b: fit(nn.Linear(5, 6), a, b), OptionError, r"`net` does not map rows of shape \(10,\)"),
+        (lambda net, a, b: fit(frozen(net), a, b), OptionError, "no parameter that requires a gradient"),
+        (lambda net, a, b: fit(net, a, b, options={"max_steps": 3}), OptionError, "`options`={'max_steps': 3}"),
+        (lambda net, a, b: fit(net, a, b, seed=-1), OptionError, "`seed`=-1"),
+        (lambda net, a, b: fit(net, a, b, seed=None), OptionError, "`seed`=None"),
+        (lambda net, a, b: fit(net, a, b, seed=1.5), OptionError, "`seed`=1.5"),
+        (lambda net, a, b: fit(net, a, narrower(b)), DataError, r"rows of shape \(9,\), `train` of \(10,\)"),
+        (lambda net, a, b: fit(net, a, renamed(b)), DataError, "`validation` is of the tasks other"),
+        (lambda net, a, b: fit(net, a, shared(b)), DataError, "`validation` has shared rows and `train` own rows"),
+        (lambda net, a, b: fit_singles(MLP(), a, narrower(b), rates=[1e-3]), DataError, r"rows of shape \(9,\)"),
+        (lambda net, a, b: fit_singles(MLP(), a, b, rates=[]), OptionError, "`rates` is empty"),
+        (lambda net, a, b: fit_singles(MLP(), a, b, rates=[1e-3, -1.0]), OptionError, "`rates`=-1.0"),
+        (lambda net, a, b: fit_singles(MLP(), a, b, rates=[1e-3], seed=-1), OptionError, "`seed`=-1"),
+        (lambda net, a, b: fit_singles(net, a, b, rates=[1e-3]), OptionError, "`net` is a SharedBottom: give what makes"),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused_before_any_work(call, error, match, own_parts):
+    train, validation, _ = own_parts
+    net = SharedBottom(10, train.tasks)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(error, match=match):
+        call(net, train, validation)
+    assert_same(before, dict(net.state_dict()))
+    assert net.training
+
+
+def narrower(data):
+    return dataclasses.replace(data, features=Features(data.X[:, :9]))
+
+
+def renamed(data):
+    tasks = (dataclasses.replace(data.tasks[0], name="other"), *data.tasks[1:])
+    return TaskData(tasks, data.features, data.y, data.task_of_row, data.by)
+
+
+def shared(data):
+    return TaskData(data.tasks, data.features, np.repeat(data.y[:, None], data.n_tasks, axis=1))
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])

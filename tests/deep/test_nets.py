@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -106,6 +108,22 @@ def test_only_what_improved_is_kept():
         (lambda: SharedBottom(3, REGRESSIONS, hidden=(0,)), "every width must be at least 1"),
         (lambda: SharedBottom(3, REGRESSIONS, dropout=1.0), "from 0 to below 1"),
         (lambda: MLP()((1, 8, 8), REGRESSIONS), "give a net of your own"),
+        (lambda: MLP(hidden=64), "`hidden`=64"),
+        (lambda: MLP(hidden=("a",)), "`hidden`=\\('a',\\)"),
+        (lambda: MLP(hidden=(1.5,)), "`hidden`=\\(1.5,\\)"),
+        (lambda: MLP(dropout=2), "`dropout`=2"),
+        (lambda: check_outputs(nn.Linear(5, 4), (3,), REGRESSIONS), "does not map rows of shape \\(3,\\)"),
+        (lambda: check_outputs(nn.LSTM(3, 4), (3,), REGRESSIONS), "to a tensor"),
+        (lambda: FitOptions(batch_size=1.5), "`batch_size`=1.5"),
+        (lambda: FitOptions(batch_size="64"), "`batch_size`='64'"),
+        (lambda: FitOptions(max_steps=math.nan), "`max_steps`=nan"),
+        (lambda: FitOptions(patience=True), "`patience`=True"),
+        (lambda: FitOptions(learning_rate="x"), "`learning_rate`='x'"),
+        (lambda: FitOptions(learning_rates=1e-3), "`learning_rates`=0.001: give two"),
+        (lambda: FitOptions(learning_rates=None), "`learning_rates`=None: give two"),
+        (lambda: FitOptions(learning_rates=(1e-3,)), "give two"),
+        (lambda: FitOptions().candidate_rates(0), "`budget`=0"),
+        (lambda: FitOptions().candidate_rates(1.5), "`budget`=1.5"),
         (lambda: check_outputs(nn.Linear(3, 5), (3,), REGRESSIONS), "must give \\(2, 4\\)"),
         (lambda: FitOptions(max_steps=0), "`max_steps`=0"),
         (lambda: FitOptions(learning_rate=-1.0), "`learning_rate`=-1.0"),

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 from tests.conftest import encoded_parts
+from torch import nn
 
-from taskloom.deep import MLP, FitOptions, JointRecipe, NetPredictor, SingleRecipe
-from taskloom.tasks import FitError, ModelFileError, TableOptions, Task, read_table
+from taskloom.deep import MLP, AdaTaskRecipe, FitOptions, JointRecipe, NetPredictor, SingleRecipe
+from taskloom.tasks import FitError, ModelFileError, OptionError, TableOptions, Task, read_table
 
 FAST = FitOptions(max_steps=120, validate_every=10, batch_size=32, accelerator="cpu")
 RECIPES = [SingleRecipe(net=MLP((8,)), options=FAST), JointRecipe(net=MLP((8,)), options=FAST)]
@@ -13,6 +14,31 @@ RECIPES = [SingleRecipe(net=MLP((8,)), options=FAST), JointRecipe(net=MLP((8,)),
 def mixed_parts(mixed_data):
     options = TableOptions(kind={"grade": "multiclass", "stage": "multiclass"})
     return encoded_parts(read_table(mixed_data, targets=["amount", "ill", "grade", "stage"], options=options))
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: SingleRecipe(net="mlp"), "`net` is a str: give what makes a net"),
+        (lambda: JointRecipe(net="mlp"), "`net` is a str: give what makes a net"),
+        (lambda: JointRecipe(net=nn.Linear(3, 2)), "`net` is a Linear: give what makes a net"),
+        (lambda: JointRecipe(options=None), "`options`=None"),
+        (lambda: SingleRecipe(options={"max_steps": 3}), "`options`={'max_steps': 3}"),
+        (lambda: JointRecipe(dominance_every=-1), "`dominance_every`=-1"),
+        (lambda: JointRecipe(dominance_every=2.5), "`dominance_every`=2.5"),
+        (lambda: AdaTaskRecipe(dominance_every=2.5), "`dominance_every`=2.5"),
+    ],
+)
+def test_settings_that_no_fit_can_use_are_refused_when_they_are_given(make, match):
+    with pytest.raises(OptionError, match=match):
+        make()
+
+
+def test_a_budget_of_none_is_refused(own_parts):
+    train, validation, _ = own_parts
+    for recipe in RECIPES:
+        with pytest.raises(OptionError, match="`budget`=0"):
+            recipe.fit(train, validation, seed=0, budget=0)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)

@@ -552,4 +552,5 @@ def test_before_the_first_batch_there_is_nothing_to_see():
     groups = SelectiveGroups(adam())
     assert groups.groups == []
     assert groups.affinity.shape == (0, 0)
-    assert groups.step(dict).shape == (0,)
+    named = SelectiveGroups(adam(), tasks=["a", "b"])
+    assert named.step(dict).isnan().tolist() == [True, True]

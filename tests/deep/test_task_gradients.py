@@ -24,7 +24,8 @@ from taskloom.deep import (
 from taskloom.deep._aggregated_recipes import AlignedMTLRecipe, IMTLGRecipe, MGDARecipe
 from taskloom.deep._fit import new_net
 from taskloom.deep._scalarized_recipes import FAMORecipe, UWRecipe
-from taskloom.deep._task_gradients import is_shared, task_gradients
+from taskloom.deep._shared_weights import is_shared
+from taskloom.deep._task_gradients import task_gradients
 from taskloom.tasks import OptionError
 
 OPTIONS = FitOptions(max_steps=30, accelerator="cpu", learning_rate=1e-2)

@@ -267,9 +267,30 @@ def test_what_is_no_matrix_of_tasks_is_refused():
     ):
         with pytest.raises(DataError, match=message):
             Affinity(values, tasks)
+    for zero in (np.inf, np.nan, "0"):
+        with pytest.raises(DataError, match="`zero`="):
+            Affinity(np.eye(2), ["a", "b"], zero=zero)
     for wrong in (np.zeros(3), np.zeros((2, 3))):
         with pytest.raises(DataError, match="`affinity` has shape"):
             as_affinity(wrong)
+
+
+def test_what_was_checked_cannot_be_written_afterwards():
+    values = np.array([[0.0, 1.0], [2.0, 0.0]])
+    affinity = Affinity(values, ["a", "b"])
+    values[0, 1] = np.inf
+    assert affinity["a", "b"] == 1
+    for given in (affinity.values, affinity.gains):
+        with pytest.raises(ValueError, match="read-only"):
+            given[0, 1] = 9
+
+
+def test_numbers_of_numpy_are_saved(tmp_path):
+    cost = Cost(np.int64(3), seconds=np.float32(0.5))
+    affinity = Affinity(np.eye(2), ["a", "b"], has_own=np.True_, zero=np.float32(0.5), cost=cost)
+    affinity.save(tmp_path / "a")
+    again = Affinity.load(tmp_path / "a")
+    assert (again.has_own, again.zero, again.cost) == (True, 0.5, Cost(3, seconds=0.5))
 
 
 def test_plot_is_the_heat_map():

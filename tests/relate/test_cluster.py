@@ -112,12 +112,15 @@ def test_a_pair_known_in_one_direction_is_enough():
 
 def test_what_cannot_be_clustered_is_refused_by_name():
     A = np.zeros((3, 3))
-    for n_groups in (0, 4, 1.5, True):
+    for n_groups in (0, 4, 1.5, True, 2.0, "abc", np.nan):
         with pytest.raises(OptionError, match="`n_groups`="):
             cluster(A, n_groups)
     with pytest.raises(UnknownNameError, match="did you mean `louvain`"):
         cluster(A, method="louvian")
-    for method, posterior in (("gmm", 0.0), ("gmm", 2.0), ("spectral", 0.3)):
+    for seed in (-1, 1.5):
+        with pytest.raises(OptionError, match=f"`seed`={seed}"):
+            cluster(A, seed=seed)
+    for method, posterior in (("gmm", 0.0), ("gmm", 2.0), ("spectral", 0.3), ("gmm", "x")):
         with pytest.raises(OptionError, match="`posterior`="):
             cluster(A, method=method, posterior=posterior)
     with pytest.raises(DataError, match="knows no pair"):
@@ -132,3 +135,5 @@ def test_a_number_that_a_method_does_not_reach_is_said():
     for method in ("louvain", "affinity_propagation"):
         with pytest.raises(OptionError, match=f"is not reached by {method}"):
             cluster(pairs, 5, method)
+    with pytest.raises(OptionError, match="is not reached by gmm"):
+        cluster(pairs, 3, "gmm")

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from math import comb
 
 import numpy as np
 import pytest
@@ -263,9 +264,10 @@ def test_the_surrogate_measure_is_the_regression_on_the_groups_that_were_trained
     groups = random_groups(4, 9, 0)
     how = GroupFitOptions(max_steps=20, learning_rate=MeasureOptions().learning_rate)
     scores = train_groups(NET, data, judged, groups, options=how)
-    several = scores.members.sum(axis=1) > 1
-    fitted = fit_surrogate(scores.members[several], scores.gains[several])
-    assert affinity.values == pytest.approx(fitted.effects)
+    fitted = fit_surrogate(scores.members, scores.gains)
+    off = ~np.eye(4, dtype=bool)
+    assert affinity.values[off] == pytest.approx((fitted.levels[:, None] + fitted.effects)[off])
+    assert affinity.zero == 0
     assert affinity.cost.trainings == len(scores.members)
     assert -1 <= affinity.stability <= 1
 
@@ -275,6 +277,8 @@ def test_random_groups_are_different_and_of_two_tasks_to_half_of_them(K):
     groups = random_groups(K, 4 * K, 1)
     sizes = groups.sum(axis=1)
     assert len(np.unique(groups, axis=0)) == len(groups)
+    assert len(groups) == min(4 * K, sum(comb(K, size) for size in range(2, max(2, K // 2) + 1)))
+    assert len(random_groups(8, 150, 0)) == 150
     assert (sizes.min(), sizes.max()) == (2, max(2, K // 2))
     assert groups.any(axis=0).all()
 
@@ -303,7 +307,8 @@ def small(n_tasks=3, y=None):
 
 def test_bad_input_is_refused_before_anything_is_trained():
     data = small()
-    scores = train_groups(NET, data, data, [], options=replace(HOW, max_steps=2))
+    two = replace(HOW, max_steps=2)
+    scores, tested = (train_groups(NET, data, data, [], options=two, test=test) for test in (None, data))
     unlabelled = np.random.default_rng(0).normal(size=(40, 3))
     unlabelled[:, 1] = np.nan
     broken = data.X.copy()
@@ -326,6 +331,9 @@ def test_bad_input_is_refused_before_anything_is_trained():
         (lambda: scores.losses_of(select(Affinity(np.ones((3, 3)), "abc"), 1)), DataError, "a, b, c, which was not trained"),
         (lambda: fit_groups(NET, data, data, np.zeros((1, 3), dtype=bool)), OptionError, "`members` has shape"),
         (lambda: fit_groups(NET, data, data, np.ones((0, 3), dtype=bool)), OptionError, "`members` has shape"),
+        (lambda: fit_groups(NET, data, data, np.array([[0, 1, 2]])), OptionError, "holds other values than true and false"),
+        (lambda: train_groups(NET, data, data, ["ab", "c"]), DataError, "holds the name 'ab' where a group is needed"),
+        (lambda: train_groups(NET, data, data, [("a", "b")], options=two, known=tested), OptionError, "`test`=None"),
         (lambda: train_groups(NET, data, renamed, []), DataError, "`validation` is of the tasks c, b, a; need a, b, c"),
         (lambda: train_groups(NET, data, small(2), []), DataError, "`validation` is of the tasks a, b; need a, b, c"),
         (lambda: train_groups(NET, data, data, [], test=renamed), DataError, "`test` is of the tasks c, b, a"),

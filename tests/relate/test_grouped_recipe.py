@@ -306,6 +306,7 @@ def test_settings_that_cannot_be_are_refused():
         ({"n_nets": True}, "`n_nets`=True"),
         ({"alone": np.nan}, "`alone`=nan: give a finite number"),
         ({"alone": "0"}, "`alone`='0': give a finite number"),
+        ({"alone": True}, "`alone`=True: give a finite number"),
         ({"inner": SingleRecipe()}, "`inner`=.*give a recipe of one net"),
         ({"inner": JointRecipe(dominance_every=5)}, "`inner` has `dominance_every`"),
     ):
@@ -332,8 +333,15 @@ def test_tasks_that_cannot_be_grouped_are_refused(two_kinds):
     one = of_tasks(train, [train.tasks[0].name])
     with pytest.raises(OptionError, match="groups tasks and there is one only"):
         BY_LABELS.fit(one, one, seed=0)
-    with pytest.raises(OptionError, match="'divergence' of `grouped` compares rows"):
-        GroupedRecipe("divergence", inner=INNER).fit(train, validation, seed=0)
+    own = TaskData.own_rows([(train.X[:50], train.y[:50, t]) for t in range(3)], train.tasks[:3])
+    pair = of_tasks(train, [task.name for task in train.tasks[:2]])
+    for name, data, words in (
+        ("divergence", train, "`grouped`: `measure`='divergence' compares rows"),
+        ("datamap", own, "`grouped`: `measure`='datamap' compares tasks row by row"),
+        ("gradtag", pair, "`grouped`: `measure`='gradtag' .* takes three tasks"),
+    ):
+        with pytest.raises(OptionError, match=words):
+            GroupedRecipe(name, inner=INNER).fit(data, data, seed=0)
     with pytest.raises(OptionError, match="`inner` gives no single net"):
         replace(BY_LABELS, inner=OddRecipe(INNER.net, FAST)).fit(train, validation, seed=0, budget=1)
     y = np.full((40, 2), np.nan)
@@ -341,7 +349,7 @@ def test_tasks_that_cannot_be_grouped_are_refused(two_kinds):
     apart = TaskData.shared_rows(np.random.default_rng(0).normal(size=(40, 3)), y)
     with pytest.raises(FitError, match="`grouped` cannot group these tasks: `labels` knows no pair"):
         BY_LABELS.fit(apart, apart, seed=0)
-    fit = GroupedRecipe("gradtag", n_nets=2, inner=INNER, measuring=SHORT).fit(apart, apart, seed=0, budget=1)
+    fit = GroupedRecipe("gram", n_nets=2, inner=INNER, measuring=SHORT).fit(apart, apart, seed=0, budget=1)
     assert "Label correlation alone tells nothing here: no pair of tasks has one." in fit.notes
 
 

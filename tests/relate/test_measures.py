@@ -282,6 +282,14 @@ def test_label_correlations_are_those_of_the_rows_that_both_have(small):
     assert found.cost.units == 0
 
 
+def test_a_half_without_a_label_is_no_reason_to_warn():
+    Y = np.full((20, 3), np.nan)
+    Y[:, 0], Y[:2, 1], Y[2:4, 2] = np.arange(20), (0, 1), (1, 0)
+    data = TaskData.shared_rows(np.eye(20), Y, ["a", "b", "c"])
+    for seed in range(10):
+        assert labels(None, data, MeasureOptions(seed=seed))["a", "b"] == pytest.approx(1.0)
+
+
 def test_associations_are_the_known_ones():
     rng = np.random.default_rng(0)
     a, b, x = rng.integers(0, 3, 400), rng.integers(0, 4, 400), rng.normal(size=400)
@@ -427,18 +435,25 @@ def test_bad_input_is_refused(small):
             measure(MLP(()), small, replace(OPTIONS, steps=5))
     with pytest.raises(FitError, match=r"lower `learning_rate` \(1000.0\) or raise `steps`"):
         gram(NET, small, MeasureOptions(steps=3, learning_rate=1000.0))
-    with pytest.raises(OptionError, match=r"`step`=0: give a positive number"):
-        lookahead(NET, small, step=0)
+    for step in (0, np.inf, "x"):
+        with pytest.raises(OptionError, match=f"`step`={step!r}: give a positive number"):
+            lookahead(NET, small, step=step)
     with pytest.raises(OptionError, match=r"`every`=0"):
         GramWatch(0)
     for options, message in (
         ({"set_size": 9}, "`set_size`=9"),
+        ({"set_size": 4}, "`set_size`=4: .*sets of all 4 tasks tell nothing apart"),
+        ({"set_size": 2.5}, "`set_size`=2.5"),
         ({"d": 0}, "`d`=0"),
+        ({"d": 2.5}, "`d`=2.5"),
+        ({"n_sets": 2.5}, "`n_sets`=2.5"),
         ({"n_sets": 0}, "`n_sets`=0"),
         ({"ridge": 0.0}, "`ridge`=0.0"),
     ):
         with pytest.raises(OptionError, match=message):
             gradtag(NET, small, **options)
+    with pytest.raises(DataError, match="`data` has 2 tasks; `gradtag` compares the company of a task and takes three"):
+        gradtag(NET, TaskData(small.tasks[:2], small.features, small.y[:, :2]))
     with pytest.raises(DataError, match="`datamap` compares tasks row by row"):
         datamap(NET, own)
     with pytest.raises(OptionError, match="`fill`=True is for tasks with rows of their own"):

@@ -248,8 +248,9 @@ def test_bad_input_is_refused(small):
             measure(NET, permuted(small, [0]))
         with pytest.raises(DataError, match="encode it first with `FeatureEncoder`"):
             measure(NET, TaskData.shared_rows([[np.nan], [1.0], [2.0]], np.eye(3)))
-    with pytest.raises(OptionError, match="`starts`=0"):
-        samplewise(NET, small, starts=0)
+    for how, message in (({"starts": 0}, "`starts`=0"), ({"starts": 1.5}, "`starts`=1.5"), ({"grow": "x"}, "`grow`='x'")):
+        with pytest.raises(OptionError, match=message):
+            samplewise(NET, small, **how)
     for name, value in {
         "n_rows": 1,
         "steps": 0,
@@ -261,3 +262,21 @@ def test_bad_input_is_refused(small):
     }.items():
         with pytest.raises(OptionError, match=f"`{name}`={value}"):
             MeasureOptions(**{name: value})
+    with pytest.raises(OptionError, match="`learning_rate`=None"):
+        MeasureOptions(learning_rate=None)
+
+
+def test_pairs_that_a_half_does_not_know_have_no_part_in_the_stability():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, 4))
+    Y = np.full((200, 5), np.nan)
+    Y[:100, 0], Y[100:, 1], Y[:100, 2], Y[100:, 3] = X[:100, 0], X[100:, 1], X[:100, 3], X[100:, 2]
+    Y[:, 4] = rng.integers(0, 3, 200)
+    data = TaskData.shared_rows(X, Y, [*map(Task, "abcd"), Task("e", "multiclass", (0, 1, 2))])
+    affinity = samplewise(MLP((8,)), data)
+    off = ~np.eye(5, dtype=bool)
+    unknown = [("a", "b"), ("a", "d"), ("b", "c"), ("c", "d")]
+    assert all(np.isnan(affinity[pair]) for pair in unknown)
+    assert np.isnan(affinity.values[off]).sum() == 2 * len(unknown)
+    # With zeros for what is unknown the halves would agree to 0.9 and more whatever the rest says.
+    assert affinity.stability < 0.9

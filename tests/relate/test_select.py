@@ -1,6 +1,7 @@
 """Choosing groups: solvers against each other and against trying everything, and what is refused."""
 
 import itertools
+import json
 import math
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from taskloom.relate._affinity import Affinity
 from taskloom.relate._dynamic_programme import best_partition, best_supersets, worth_of_table
+from taskloom.relate._group_training import as_members
 from taskloom.relate._groups import Groups
 from taskloom.relate._prices import Candidates, judge
 from taskloom.relate._select import select
@@ -260,8 +262,9 @@ def test_what_cannot_be_solved_is_refused_by_name():
         select(A, 1, solver="mlp")
     with pytest.raises(OptionError, match="`costs` is a list"):
         select(A, 1, [1.0])
-    with pytest.raises(OptionError, match="`costs` gives -1 for the group task 1"):
-        select(A, 1, lambda _names: -1.0)
+    for cost, shown in ((-1.0, "-1.0"), (math.inf, "inf"), (None, "None"), ("2", "'2'")):
+        with pytest.raises(OptionError, match=f"`costs` gives {shown} for the group task 1"):
+            select(A, 1, lambda _names, cost=cost: cost)
     with pytest.raises(OptionError, match="knows no `costs`"):
         select(A, 1, lambda _names: 1.0, solver="dp")
     with pytest.raises(OptionError, match="buys no group for one of the tasks"):
@@ -282,7 +285,7 @@ def test_tables_that_do_not_serve_all_tasks_are_refused_by_name():
         select(table, 2, [1.0, 1.0, 1.0])
     ones = np.ones((1, 2))
     for members, gains, fields, message in (
-        (np.ones(2), np.ones(2), {}, "need \\(G, K\\) for both"),
+        (np.ones(2), np.ones(2), {}, "need \\(G, K\\), true where"),
         (ones, np.ones((1, 3)), {}, "need \\(G, K\\) for both"),
         (ones, ones, {"tasks": ["a", "a"]}, "1 different names; need 2"),
         (np.array([[1, 1], [0, 0]]), np.ones((2, 2)), {}, "group 1 of `members` is empty"),
@@ -304,7 +307,16 @@ def test_groups_are_saved_and_read_back(tmp_path):
         assert again.to_dict() == groups.to_dict()
     (tmp_path / "other.json").write_text("[1]")
     (tmp_path / "old.json").write_text('{"format": "taskloom groups", "version": 0}')
-    for name, message in (("missing", "no saved groups"), ("other.json", "no saved groups"), ("old.json", "of version 1")):
+    saved = json.loads((tmp_path / "groups.json").read_text())
+    damaged = {"values": {"a": "x"}, "serves": {"a": "x"}, "bound": "x", "costs": ["x"], "values ": {}}
+    for name, value in damaged.items():
+        (tmp_path / name).write_text(json.dumps({**saved, name.strip(): value}))
+    for name, message in (
+        ("missing", "no saved groups"),
+        ("other.json", "no saved groups"),
+        ("old.json", "of version 1"),
+        *((name, "no saved groups") for name in damaged),
+    ):
         with pytest.raises(DataError, match=message):
             Groups.load(tmp_path / name)
 
@@ -334,7 +346,24 @@ def test_the_surrogate_finds_linear_gains_again():
     assert np.isnan(fitted.predict(members)[~members]).all()
     chosen = select(fitted.table(tasks=list("abcdef")), 2)
     assert chosen.value == pytest.approx(select(GroupGains(members, gains), 2).value, abs=0.2)
-    assert fitted.affinity(list("abcdef"))["a", "b"] == pytest.approx(effects[0, 1], abs=0.01)
+    pairs = fitted.affinity(list("abcdef"))
+    assert pairs["a", "b"] == pytest.approx(levels[0] + effects[0, 1], abs=0.05)
+    assert pairs.zero is None
+
+
+def test_a_level_that_every_company_brings_is_part_of_the_gains_of_pairs():
+    members = np.array([row for row in all_groups(4) if row.sum() > 1])
+    fitted = fit_surrogate(members, np.where(members, 0.5, np.nan))
+    names = list("abcd")
+    assert select(fitted.affinity(names), 4).value == pytest.approx(2.0)
+    assert select(fitted.affinity(names), 4).value == pytest.approx(select(fitted.table(tasks=names), 4).value)
+    with_singles = np.concatenate([np.eye(4, dtype=bool), members])
+    for lone, value in ((0.0, 2.0), (0.75, 0.0)):
+        gains = np.where(with_singles, np.where(with_singles.sum(axis=1) == 1, lone, 0.5)[:, None], np.nan)
+        affinity = fit_surrogate(with_singles, gains).affinity(names)
+        assert affinity.zero == 0
+        assert affinity["a", "b"] == pytest.approx(0.5 - lone)
+        assert select(affinity, 4).value == pytest.approx(value)
 
 
 def test_the_surrogate_takes_groups_of_one_as_they_were_measured():
@@ -356,7 +385,7 @@ def test_the_surrogate_of_a_task_that_was_never_measured_is_the_mean():
 def test_the_surrogate_refuses_what_it_cannot_use():
     pair = np.ones((1, 2))
     for members, gains, message in (
-        (np.full((1, 2), 0.5), pair, "zeros and ones"),
+        (np.full((1, 2), 0.5), pair, "`memberships` holds other values than true and false"),
         (pair, np.ones((2, 2)), "`gains` has shape"),
         (pair, np.full((1, 2), np.inf), "holds infinity"),
         (np.eye(2), np.eye(2), "none in a group of two or more"),
@@ -365,9 +394,56 @@ def test_the_surrogate_refuses_what_it_cannot_use():
             fit_surrogate(members, gains)
     with pytest.raises(OptionError, match="`strength`=0"):
         fit_surrogate(pair, pair, strength=0)
-    with pytest.raises(DataError, match="need 2, one for each task"):
+    with pytest.raises(DataError, match="need \\(G, 2\\)"):
         fit_surrogate(pair, pair).predict(np.ones((1, 3)))
     many = fit_surrogate(np.ones((1, 19)), np.ones((1, 19)))
     with pytest.raises(OptionError, match="all groups of 19 tasks"):
         many.table()
     assert many.table(np.ones((1, 19))).n_groups == 1
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("size", [1e4, 1e8, 1e14])
+def test_one_gain_far_below_all_others_does_not_blur_them(size, overlap):
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        gains = rng.normal(size=(4, 4))
+        gains[tuple(rng.choice(4, 2, replace=False))] = -size
+        affinity = Affinity(gains, list("abcd"), zero=0.0)
+        table = group_gains(affinity)
+        costs = 0.5 + 0.25 * table.members.sum(axis=1)
+        groups = select(affinity, 2.0, lambda names: 0.5 + 0.25 * len(names), overlap)
+        assert groups.value == pytest.approx(best_by_trying(table, 2.0, costs, overlap), abs=1e-7)
+        assert groups.gap < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("K", "budget", "costs", "overlap"),
+    [
+        (24, 3, lambda names: 1.0 if len(names) <= 8 else 50.0, True),
+        (24, 3, lambda names: 1.0 if len(names) <= 8 else 50.0, False),
+        (20, 40, lambda names: len(names) ** 2, False),
+    ],
+)
+def test_many_tasks_are_served_by_groups_of_the_only_size_that_the_budget_buys(K, budget, costs, overlap):
+    groups = select(np.random.default_rng(0).normal(size=(K, K)), budget, costs, overlap, time_limit=5)
+    assert groups.cost <= budget
+    with pytest.raises(OptionError, match="buys no groups among the candidates"):
+        select(np.ones((K, K)), 0.9 * budget, costs, overlap, time_limit=5)
+
+
+@pytest.mark.parametrize("odd", [np.array([[0.2, 0.3, 0.5]]), np.array([["a", "b", "a"]]), np.array([[0, 1, 2]])])
+def test_what_says_not_who_is_in_a_group_is_refused(odd):
+    names = ["a", "b", "c"]
+    for attempt in (
+        lambda: as_members(odd, names),
+        lambda: GroupGains(odd, np.zeros((1, 3))),
+        lambda: group_gains(Affinity(np.zeros((3, 3)), names), odd),
+        lambda: fit_surrogate(odd, np.ones((1, 3))),
+    ):
+        with pytest.raises(DataError, match="holds other values than true and false"):
+            attempt()
+    with pytest.raises(DataError, match=r"`members` has shape \(2, 4\); need \(G, 3\)"):
+        group_gains(Affinity(np.zeros((3, 3)), names), np.ones((2, 4)))
+    with pytest.raises(DataError, match="`groups` holds the name 'a' where a group is needed"):
+        as_members(["a", "b"], names)

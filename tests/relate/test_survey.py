@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 from sklearn.metrics import adjusted_rand_score
 from tests.relate.planted_groups import planted
+from torch import nn
 
 from taskloom.deep import MLP
 from taskloom.relate import Affinity, Groups, MeasureOptions, SurveyOptions, cluster, labels, select, survey, write_survey
@@ -224,6 +225,8 @@ def test_a_survey_by_labels_has_nothing_beside_it(diabetes, tmp_path):
         ({"n_groups": 2.5}, OptionError, "`n_groups`=2.5"),
         ({"n_groups": True}, OptionError, "`n_groups`=True"),
         ({"repeats": "3"}, OptionError, "`repeats`='3'"),
+        ({"net": nn.Linear(4, 2)}, OptionError, "`net`=Linear.*: give what makes nets"),
+        ({"net": "mlp"}, OptionError, "`net`='mlp'"),
     ],
 )
 def test_bad_options_are_refused_by_name(fields, error, message):

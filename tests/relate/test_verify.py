@@ -269,6 +269,7 @@ def test_bad_input_is_refused_before_anything_is_measured(tasks):
         (lambda: VerifyOptions(per_round=0), OptionError, "`per_round`=0"),
         (lambda: VerifyOptions(patience=0), OptionError, "`patience`=0"),
         (lambda: VerifyOptions(most=1.5), OptionError, "`most`=1.5"),
+        (lambda: VerifyOptions(time_limit=-1), OptionError, "`time_limit`=-1"),
         (lambda: refine(never, np.ones((2, 3)), 2), DataError, "row = receiver"),
         (lambda: refine(never, unknown_pair, 2), DataError, "NaN"),
         (lambda: refine(never, ones, 0), OptionError, "`budget`=0"),

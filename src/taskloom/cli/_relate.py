@@ -65,7 +65,9 @@ def relate(
     asked |= {"--skip-tasks": skip_tasks}
     question = [str(file), *(part for name, value in asked.items() if value is not None for part in (name, value))]
     question += [] if impute else ["--no-impute"]
-    typer.echo("\nnext, whether such groups do better than each task alone and all in one net, on rows held back:")
+    typer.echo(
+        "\nnext, whether groups beat each task alone and all in one net, when chosen on training rows and judged on others:"
+    )
     typer.echo(f"  {shlex.quote(own_name())} study {shlex.join([*question, '--recipes', 'grouped,joint', '--seeds', '10'])}")
 
 

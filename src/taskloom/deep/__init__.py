@@ -43,8 +43,9 @@ from taskloom.deep._scalarized_recipes import DWARecipe, FAMORecipe, ScalarizedR
 from taskloom.deep._scalarized_step import ScalarizedStep
 from taskloom.deep._selective import Selection, SelectiveGroups, SelectiveOptions
 from taskloom.deep._selective_recipes import GroupUpdateRecipe, JointXMRecipe, RandomGroupsRecipe, SelectiveRecipe
+from taskloom.deep._shared_weights import is_shared
 from taskloom.deep._stacked import StackedNets
-from taskloom.deep._task_gradients import AdaTaskStep, AggregatedStep, TaskGradientStep, is_shared, task_gradients
+from taskloom.deep._task_gradients import AdaTaskStep, AggregatedStep, TaskGradientStep, task_gradients
 from taskloom.deep._task_groups import group_tasks
 from taskloom.deep._update import SumStep, UpdateStep
 

@@ -32,7 +32,7 @@ from taskloom.deep._adatask_kernels import (
     factored_kernel,
     rmsprop_kernel,
 )
-from taskloom.deep._adatask_settings import Joining, Settings
+from taskloom.deep._adatask_settings import Joining, settings_of
 from taskloom.deep._adatask_step import AdaTaskOptimizer
 
 Params = Iterable[Any]
@@ -88,7 +88,7 @@ class AdaTaskAdam(AdaTaskOptimizer):
         **joining: Unpack[Joining],
     ) -> None:
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, tasks, defaults, Settings(**joining))
+        super().__init__(params, tasks, defaults, settings_of(joining))
 
 
 class AdaTaskAdamW(AdaTaskAdam):
@@ -177,7 +177,7 @@ class AdaTaskRMSprop(AdaTaskOptimizer):
         **joining: Unpack[Joining],
     ) -> None:
         defaults = {"lr": lr, "alpha": alpha, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, tasks, defaults, Settings(**joining))
+        super().__init__(params, tasks, defaults, settings_of(joining))
 
 
 class AdaTaskAdagrad(AdaTaskOptimizer):
@@ -223,7 +223,7 @@ class AdaTaskAdagrad(AdaTaskOptimizer):
         **joining: Unpack[Joining],
     ) -> None:
         defaults = {"lr": lr, "lr_decay": lr_decay, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, tasks, defaults, Settings(**joining))
+        super().__init__(params, tasks, defaults, settings_of(joining))
 
 
 class AdaTaskLite(AdaTaskOptimizer):
@@ -276,7 +276,7 @@ class AdaTaskLite(AdaTaskOptimizer):
         **joining: Unpack[Joining],
     ) -> None:
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, tasks, defaults, Settings(**joining))
+        super().__init__(params, tasks, defaults, settings_of(joining))
 
     def _stock_kernel(self, lane: Lane, targets: list[Tensor], grads: list[Tensor], group: Group, how: Rate) -> None:
         adamw_kernel(lane, targets, grads, group, how)

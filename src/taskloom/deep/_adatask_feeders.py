@@ -18,7 +18,7 @@ from torch import Tensor
 from taskloom.deep._adatask_parallel import ScaledView, average, group_of
 from taskloom.deep._adatask_state import Slots, TaskOptimizer
 from taskloom.deep._graph import walk
-from taskloom.tasks import DataError, OptionError
+from taskloom.tasks import DataError, OptionError, is_number
 
 # Gradients that streaming keeps until it updates moments: one call for many small parameters, 4 MB at the most.
 CHUNK = 1 << 20
@@ -44,7 +44,9 @@ class FedOptimizer(TaskOptimizer):
                 a stacked tensor: through that, each loss would walk the heads of all tasks, and an infinite derivative of
                 one would make the gradients of all others NaN. A loss of NaN, such as a mean over no rows, beside one that
                 is a number counts as absent, as in `fit` and `DominanceMeter`. An infinite one is refused by `step`, before
-                anything is moved; with a `GradScaler`, which may have made it so, the step is skipped instead.
+                anything is moved, and so is one of NaN that was computed together with the others and makes their gradients
+                NaN (looked at when a task is first absent in this way); with a `GradScaler`, which may have made it so, the
+                step is skipped instead.
             features: tensors that all ways from losses to shared parameters lead through. With them the heads are gone
                 through first and their part of the graph is freed.
             retain_graph: keep the graph for another pass after the last one.
@@ -68,6 +70,8 @@ class FedOptimizer(TaskOptimizer):
                 f"`losses` is one tensor of shape {tuple(losses.shape)}: give a list or dict of scalars, as they were computed"
             )
         if not isinstance(losses, Mapping):
+            if not isinstance(losses, Sequence):
+                raise DataError(f"`losses`={losses!r}: give a list or dict of scalar tensors, one for each task")
             if len(losses) != len(self.tasks):
                 raise DataError(f"`losses` has {len(losses)} for {len(self.tasks)} tasks: give None for a task that is absent")
             losses = dict(zip(self.tasks, losses, strict=True))
@@ -96,11 +100,12 @@ class FedOptimizer(TaskOptimizer):
         if fixed is not None:
             raise DataError(f"`losses`: that of task `{fixed}` hangs on no parameter; give None where a task is absent")
         self._infinite.update(name for name, value in zip(named, values, strict=True) if math.isinf(value))
+        self._absent.update(named.keys() - present.keys())
         return present
 
     def _backward_through(self, named: dict[str, Tensor], features: list[Tensor], retain_graph: bool) -> None:
-        if any(z.grad_fn is None for z in features):
-            raise DataError("`features` holds a tensor that was not computed from parameters; give what the trunk puts out")
+        if any(not isinstance(z, Tensor) or z.grad_fn is None for z in features):
+            raise DataError("`features` holds what is no tensor or not computed from parameters; give what the trunk puts out")
         for z in features if len(features) > 1 else ():
             # Derivatives of one feature would hold those of the other as well, and the trunk between them be walked twice.
             if walk(z, [])[1] & {other.grad_fn for other in features if other.grad_fn is not z.grad_fn}:
@@ -171,7 +176,8 @@ class FedOptimizer(TaskOptimizer):
             )
         if name in self._streamed:
             raise OptionError(
-                f"`task`={name!r} was streamed already in this step; to add up gradients, use `stream=False` or `backward`"
+                f"`task`={name!r} was streamed already in this step; to add up gradients, use `stream=False` or `backward`; "
+                "if that pass failed, `zero_grad` before the next one"
             )
         if not stream:
             return
@@ -235,7 +241,7 @@ class FedOptimizer(TaskOptimizer):
         Raises:
             OptionError: a norm that is not positive, or a task was streamed.
         """
-        if not max_norm > 0:
+        if not is_number(max_norm) or not max_norm > 0:
             raise OptionError(f"`max_norm`={max_norm}: give a positive number")
         self._refuse_streamed("clipped")
         self.take_jac()
@@ -306,6 +312,11 @@ def summed_error(weight: Tensor) -> DataError:
     )
 
 
+def sparse_error(weight: Tensor) -> DataError:
+    """What to say of a parameter with a sparse gradient."""
+    return DataError(f"a parameter of shape {tuple(weight.shape)} has a sparse gradient; make it dense (`sparse=False`)")
+
+
 def _add(slots: Slots, i: int, grad: Tensor) -> None:
     there = slots[i]
     slots[i] = grad if there is None else there.add_(grad)
@@ -314,9 +325,7 @@ def _add(slots: Slots, i: int, grad: Tensor) -> None:
 def _taken(weight: Tensor) -> Tensor | None:
     grad, weight.grad = weight.grad, None
     if grad is not None and grad.is_sparse:
-        raise DataError(
-            f"a shared parameter of shape {tuple(weight.shape)} has a sparse gradient; make it dense (`sparse=False`)"
-        )
+        raise sparse_error(weight)
     return grad
 
 

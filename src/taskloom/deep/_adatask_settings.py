@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Literal, TypedDict
 
+import numpy as np
 from torch import Tensor
 
 from taskloom.deep._aggregators import Aggregator
-from taskloom.tasks import OptionError, unknown
+from taskloom.tasks import OptionError, is_number, is_whole, unknown
 
 REDUCTIONS = ("sum", "mean", "rsqrt")
 KERNELS = ("auto", "fused", "foreach", "loop")
@@ -94,7 +95,7 @@ class Settings:
                 "gradient is divided by its own size, and a factor in front of the loss is divided out with it; give "
                 "`task_weights`, which act after that",
                 LossWeightsWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def factor(self, n_tasks: int) -> float:
@@ -107,6 +108,24 @@ class Settings:
         return {"sum": 1.0, "mean": 1 / n_tasks, "rsqrt": 1 / math.sqrt(n_tasks)}[self.reduction]
 
 
+def settings_of(joining: Joining) -> Settings:
+    """Settings out of keyword arguments.
+
+    Raises:
+        UnknownNameError: there is no such argument, such as one of the torch twin that has no meaning here.
+        OptionError: see `Settings`.
+
+    Examples:
+        >>> settings_of({"reduction": "mean"}).reduction
+        'mean'
+    """
+    known = [option.name for option in fields(Settings)]
+    strange = next((name for name in joining if name not in known), None)
+    if strange is not None:
+        raise unknown("option", strange, known)
+    return Settings(**joining)
+
+
 def task_names(tasks: int | Sequence[str]) -> list[str]:
     """Names of the tasks; a number K stands for `0`, `1`, ..., `K-1`.
 
@@ -117,9 +136,9 @@ def task_names(tasks: int | Sequence[str]) -> list[str]:
         >>> task_names(2)
         ['0', '1']
     """
-    if isinstance(tasks, bool | str) or (isinstance(tasks, int) and tasks < 1):
+    if not is_whole(tasks, 1) and (isinstance(tasks, str) or not isinstance(tasks, Iterable)):
         raise OptionError(f"`tasks`={tasks!r}: give a number of at least 1 or a list of names")
-    names = [str(k) for k in range(tasks)] if isinstance(tasks, int) else list(tasks)
+    names = list(tasks) if isinstance(tasks, Iterable) else [str(k) for k in range(tasks)]
     strange = [name for name in names if not isinstance(name, str) or not name]
     if strange or not names:
         raise OptionError(f"`tasks`={names!r}: give at least one name, each a text that is not empty")
@@ -150,14 +169,20 @@ def weights_of(weights: Weights | None, names: Sequence[str]) -> list[float]:
         strange = next((name for name in weights if name not in names), None)
         if strange is not None:
             raise unknown("task", str(strange), names)
-        found = [float(weights.get(name, 1.0)) for name in names]
+        given = [weights.get(name, 1.0) for name in names]
     else:
-        found = [float(weight) for weight in weights]
-    if len(found) != len(names):
-        raise OptionError(f"`task_weights`={found}: give one for each of the {len(names)} tasks")
-    if not all(math.isfinite(weight) and weight >= 0 for weight in found):
-        raise OptionError(f"`task_weights`={found}: give finite numbers that are not negative")
-    return found
+        given = list(weights) if isinstance(weights, Iterable) else []
+    if len(given) != len(names):
+        raise OptionError(f"`task_weights`={weights!r}: give one for each of the {len(names)} tasks")
+    if not all(_is_at_least_zero(weight) for weight in given):
+        raise OptionError(f"`task_weights`={weights!r}: give finite numbers that are not negative")
+    return [float(weight) for weight in given]
+
+
+def _is_at_least_zero(value: Any) -> bool:
+    """Whether a value is one finite number of at least 0, in whatever form: a learning rate may be a tensor."""
+    is_one = is_number(value) or (isinstance(value, Tensor | np.ndarray) and value.ndim == 0)
+    return is_one and math.isfinite(value) and float(value) >= 0
 
 
 def check_group(group: dict[str, Any]) -> None:
@@ -167,13 +192,15 @@ def check_group(group: dict[str, Any]) -> None:
         OptionError: of the first such value.
     """
     for name in ("lr", "eps", "weight_decay", "lr_decay"):
-        value = float(group.get(name, 0.0))
-        if not (math.isfinite(value) and value >= 0):
-            raise OptionError(f"`{name}`={value}: give a finite number that is not negative")
-    rates = {"betas": group["betas"]} if "betas" in group else {"alpha": (group["alpha"],)} if "alpha" in group else {}
-    for name, values in rates.items():
-        if not all(0 <= value < 1 for value in values) or (name == "betas" and len(values) != 2):
-            raise OptionError(f"`{name}`={group[name]}: give numbers from 0 to below 1")
+        value = group.get(name, 0.0)
+        if not _is_at_least_zero(value):
+            raise OptionError(f"`{name}`={value!r}: give a finite number that is not negative")
+    betas = group.get("betas", (0.0, 0.0))
+    if not (isinstance(betas, Sequence) and len(betas) == 2 and all(_is_at_least_zero(beta) and beta < 1 for beta in betas)):
+        raise OptionError(f"`betas`={betas!r}: give two numbers from 0 to below 1")
+    alpha = group.get("alpha", 0.0)
+    if not (_is_at_least_zero(alpha) and alpha < 1):
+        raise OptionError(f"`alpha`={alpha!r}: give a number from 0 to below 1")
     if not isinstance(group["shared"], bool):
         raise OptionError(f"`shared`={group['shared']!r}: give True for parameters that tasks share, False for the others")
     for weight in group["params"]:

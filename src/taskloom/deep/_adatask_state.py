@@ -5,7 +5,7 @@ Letters: K tasks, n parameters.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, ClassVar
 
@@ -56,8 +56,11 @@ class TaskOptimizer(Optimizer):
         self._streamed: dict[str, set[int]] = {}
         self._lane_cache: dict[tuple[int, str | None], dict[tuple[int, ...], list[Lane]]] = {}
         self._hooked: set[int] = self.__dict__.get("_hooked", set())
-        # Tasks with an infinite loss since the last step.
+        # Tasks with an infinite loss, and with one of NaN, since the last step.
         self._infinite: set[str] = set()
+        self._absent: set[str] = set()
+        # Tasks whose absence was seen to leave the gradients of the others finite.
+        self._harmless: set[str] = set()
         self._collector: Any = None
         self._unscaled: Any = None
         self._view: Any = None
@@ -91,12 +94,37 @@ class TaskOptimizer(Optimizer):
         self._measure_groups()
 
     def _measure_groups(self) -> None:
+        self._marks = [group["shared"] for group in self.param_groups]
         self._shared = [weight for group in self.param_groups if group["shared"] for weight in group["params"]]
         sizes = [len(group["params"]) if group["shared"] else 0 for group in self.param_groups]
         ends = list(accumulate(sizes))
         self._spans = [(end - size, end) for size, end in zip(sizes, ends, strict=True)]
         for slots in (*self._waiting.values(), *self._directions.values()):
             slots.extend([None] * (len(self._shared) - len(slots)))
+
+    def _regroup(self, members: Sequence[list[Tensor]], news: Mapping[Tensor, Tensor]) -> None:
+        """Deal the parameters out to the groups anew, between steps.
+
+        Args:
+            members: of each group.
+            news: for each parameter that was not shared so far, which tasks (n, *shape) have moved it: these take over the
+                stock moments of what they moved, and the stock clock.
+        """
+        for group, weights in zip(self.param_groups, members, strict=True):
+            group["params"] = weights
+        for weight, moved in news.items():
+            stock = self.state.pop(weight, {})
+            dtype = torch.float32 if weight.dtype in HALVES else weight.dtype
+            for k, name in enumerate(self.tasks):
+                if stock and bool(moved[k].any()):
+                    taken = {f"{one}_{name}": (stock[one] * moved[k]).to(dtype) for one in self.moment_names}
+                    self.state[weight].update({**taken, f"step_{name}": stock["step"].clone()})
+        self._lane_cache.clear()
+        self._measure_groups()
+
+    def _refuse_open(self, what: str) -> None:
+        if self._collector is not None:
+            raise OptionError(f"`{what}` inside `task`={self._collector.name!r}: leave that one first")
 
     @property
     def task_weights(self) -> list[float]:
@@ -115,25 +143,35 @@ class TaskOptimizer(Optimizer):
             weight: of its normalised direction.
 
         Raises:
-            OptionError: there is such a task, or the weight is negative.
+            OptionError: there is such a task, or the weight is no number that is at least 0.
         """
         names = task_names([*self.tasks, name])
         self._weights = weights_of([*self._weights, weight], names)
         self.tasks = names
 
-    def remove_task(self, name: str) -> None:
+    def remove_task(self, name: str | int) -> None:
         """Give up a task, its moments and its waiting gradients.
+
+        Args:
+            name: of the task, or its number.
 
         Raises:
             UnknownNameError: there is no such task.
-            OptionError: it is the last one.
+            OptionError: it is the last one; a task is open; or it was streamed, or had an infinite loss, since the last step.
         """
-        k = self.tasks.index(self._name(name))
+        self._refuse_open("remove_task")
+        name = self._name(name)
         if len(self.tasks) == 1:
             raise OptionError(f"`name`={name!r} is the last task; an optimizer without tasks has nothing to do")
+        if name in self._streamed or name in self._infinite:
+            raise OptionError(
+                f"`name`={name!r} was streamed or has an infinite loss, which is in the coming step already: `zero_grad` first"
+            )
+        k = self.tasks.index(name)
         self.tasks, self._weights = [[*kept[:k], *kept[k + 1 :]] for kept in (self.tasks, self._weights)]
         self._waiting.pop(name, None)
-        self._directions.pop(name, None)
+        for names in (self._absent, self._harmless):
+            names.discard(name)
         for weight in self._shared:
             for key in [key for key in self.state.get(weight, {}) if self._is_of(key, name)]:
                 del self.state[weight][key]
@@ -157,7 +195,11 @@ class TaskOptimizer(Optimizer):
 
         Args:
             set_to_none: False fills the gradients of groups that are not shared with zeros.
+
+        Raises:
+            OptionError: a task is open.
         """
+        self._refuse_open("zero_grad")
         super().zero_grad(set_to_none)
         for weight in self._shared:
             weight.grad = None
@@ -170,6 +212,7 @@ class TaskOptimizer(Optimizer):
         self._directions.clear()
         self._streamed.clear()
         self._infinite.clear()
+        self._absent.clear()
         self._unscaled, self._is_synchronized = None, False
 
     def task_gradients(self, task: str | int) -> list[Tensor | None]:
@@ -178,7 +221,8 @@ class TaskOptimizer(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Moments, groups, tasks, their weights, and what the aggregator remembers, if it is a module."""
-        state = {**super().state_dict(), "tasks": list(self.tasks), "task_weights": list(self._weights)}
+        own = {"tasks": list(self.tasks), "task_weights": list(self._weights), "moments": list(self.moment_names)}
+        state = {**super().state_dict(), **own}
         aggregator = self.settings.aggregator
         return {**state, "aggregator": memory_of(aggregator)} if isinstance(aggregator, torch.nn.Module) else state
 
@@ -191,19 +235,17 @@ class TaskOptimizer(Optimizer):
             state_dict: of an optimizer of the same class, tasks and parameters.
 
         Raises:
-            DataError: it is of other tasks, or of an aggregator of other parts.
+            DataError: it is of other tasks, of an optimizer with other moments or options, or of an aggregator of other parts;
+                nothing is changed.
+            OptionError: a task is open.
             ValueError: it is of other groups (raised by torch).
         """
+        self._refuse_open("load_state_dict")
         received: dict[str, Any] = {}
         # Registered last, so that it sees what other hooks made of the dict.
         handle = self.register_load_state_dict_pre_hook(lambda _, state: received.update(state))
         try:
-            if "tasks" in state_dict and list(state_dict["tasks"]) != self.tasks:
-                raise DataError(
-                    f"`state_dict` is of tasks {list(state_dict['tasks'])}, this optimizer of {self.tasks}; "
-                    "make them agree with `add_task` and `remove_task`"
-                )
-            self._check_aggregator(state_dict)
+            self._check_state(state_dict)
             super().load_state_dict(state_dict)
         finally:
             handle.remove()
@@ -219,8 +261,19 @@ class TaskOptimizer(Optimizer):
                     device = "cpu" if key.startswith("step") and self._kernel_on(weight) != "fused" else weight.device
                     self.state[weight][key] = value.detach().to(device, copy=True)
 
-    def _check_aggregator(self, state_dict: dict[str, Any]) -> None:
-        """Refuse the memory of an aggregator that is not the one here."""
+    def _check_state(self, state_dict: dict[str, Any]) -> None:
+        """Refuse the state of another kind of optimizer, of other tasks, or of an aggregator that is not the one here."""
+        moments, needed = state_dict.get("moments"), [*self.moment_names]
+        if moments != needed or any(set(self.defaults) - set(group) for group in state_dict["param_groups"]):
+            raise DataError(
+                f"`state_dict` is of an optimizer with {'no moments of tasks' if moments is None else f'moments {moments}'}, "
+                f"{type(self).__name__} has {needed}; load it into one of the class that it was saved from"
+            )
+        if list(state_dict["tasks"]) != self.tasks:
+            raise DataError(
+                f"`state_dict` is of tasks {list(state_dict['tasks'])}, this optimizer of {self.tasks}; "
+                "make them agree with `add_task` and `remove_task`"
+            )
         own = self.settings.aggregator
         here = sorted(memory_of(own)) if isinstance(own, torch.nn.Module) else []
         saved = sorted(state_dict.get("aggregator", {}))

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from taskloom.deep._adatask_feeders import FedOptimizer, summed_error
+from taskloom.deep._adatask_feeders import FedOptimizer, sparse_error, summed_error
 from taskloom.deep._adatask_kernels import Group, Lane, Rate
 from taskloom.deep._adatask_state import HALVES
 from taskloom.deep._aggregators import aggregate
+from taskloom.deep._graph import are_finite, poisoned_error
 from taskloom.tasks import DataError, OptionError
 
 
@@ -35,9 +36,10 @@ class AdaTaskOptimizer(FedOptimizer):
             What the closure returned.
 
         Raises:
-            DataError: a shared parameter has a `.grad`, which was summed over tasks; or a loss was infinite, and no scaler
-                takes the step.
-            OptionError: a scaler takes the step, but gradients were not unscaled by `unscale_`.
+            DataError: a shared parameter has a `.grad`, which was summed over tasks; or a loss was infinite, or that of an
+                absent task has made the gradients of others NaN, and no scaler takes the step; or a gradient is sparse.
+            OptionError: a scaler takes the step, but gradients were not unscaled by `unscale_`; a task is open; or a group is
+                no longer marked as `shared` as it was.
         """
         loss = None
         if closure is not None:
@@ -46,11 +48,8 @@ class AdaTaskOptimizer(FedOptimizer):
         with torch.no_grad():
             self._check_fed()
             may_step = self._may_step()
-            if self._infinite and self._unscaled is None:
-                raise DataError(
-                    f"`losses`: that of task `{min(self._infinite)}` is infinite, and nothing was moved; lower the learning "
-                    "rate or clip what the loss is made of, and `zero_grad` before going on"
-                )
+            if self._unscaled is None:
+                self._check_numbers()
             if may_step:
                 self.synchronize()
                 self._step_heads()
@@ -58,10 +57,35 @@ class AdaTaskOptimizer(FedOptimizer):
             self._forget()
         return loss
 
+    def _check_numbers(self) -> None:
+        """Refuse gradients that `backward` could see come to nothing; without a look at them where every loss was finite."""
+        if self._infinite:
+            raise DataError(
+                f"`losses`: that of task `{min(self._infinite)}` is infinite, and nothing was moved; lower the learning "
+                "rate or clip what the loss is made of, and `zero_grad` before going on"
+            )
+        if self._absent <= self._harmless:
+            return
+        heads = [weight.grad for group in self.param_groups if not group["shared"] for weight in group["params"]]
+        given = [grad for slots in (*self._waiting.values(), heads) for grad in slots if grad is not None]
+        if not are_finite(given):
+            raise poisoned_error(", ".join(f"`{name}`" for name in sorted(self._absent)))
+        self._harmless |= self._absent
+
     def _check_fed(self) -> None:
+        self._refuse_open("step")
+        changed = [g for g, group in enumerate(self.param_groups) if group["shared"] is not self._marks[g]]
+        if changed:
+            raise OptionError(
+                f"`shared` of group {changed[0]} was changed after it was added, and nothing was moved: its moments are of "
+                "another kind; make a new optimizer"
+            )
         for weight in self._shared:
             if weight.grad is not None:
                 raise summed_error(weight)
+        for weight in (weight for group in self.param_groups if not group["shared"] for weight in group["params"]):
+            if weight.grad is not None and weight.grad.is_sparse:
+                raise sparse_error(weight)
         self.take_jac()
 
     def _may_step(self) -> bool:

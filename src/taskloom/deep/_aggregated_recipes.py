@@ -16,7 +16,7 @@ from taskloom.deep._fit import UpdateFactory
 from taskloom.deep._recipes import JointRecipe
 from taskloom.deep._task_gradients import AggregatedStep
 from taskloom.deep._torchjd import from_torchjd
-from taskloom.tasks import OptionError, RecipeFit, TaskData, register_recipe
+from taskloom.tasks import OptionError, RecipeFit, TaskData, is_number, is_whole, register_recipe
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class AggregatedRecipe(JointRecipe):
             `encoder`.
 
     Raises:
-        OptionError: torchjd, or a solver that the recipe needs, is not installed.
+        OptionError: torchjd, or a solver that the recipe needs, is not installed; dominance is to be measured.
     """
 
     featurewise: bool = False
@@ -41,6 +41,8 @@ class AggregatedRecipe(JointRecipe):
     by_default: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        self._refuse_dominance()
         self._make()
 
     def _make(self) -> Any:
@@ -191,8 +193,8 @@ class CAGradRecipe(AggregatedRecipe):
     aggregator: ClassVar[str] = "CAGrad"
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.c) and self.c >= 0):
-            raise OptionError(f"`c`={self.c}: give a finite number that is not negative")
+        if not (is_number(self.c) and math.isfinite(self.c) and self.c >= 0):
+            raise OptionError(f"`c`={self.c!r}: give a finite number that is not negative")
         super().__post_init__()
 
     def _make(self) -> Any:
@@ -231,10 +233,11 @@ class NashMTLRecipe(AggregatedRecipe):
     aggregator: ClassVar[str] = "NashMTL"
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.max_norm) and self.max_norm >= 0):
-            raise OptionError(f"`max_norm`={self.max_norm}: give a finite number, 0 for no bound")
-        if self.every < 1:
-            raise OptionError(f"`every`={self.every}: give a whole number of at least 1")
+        if not (is_number(self.max_norm) and math.isfinite(self.max_norm) and self.max_norm >= 0):
+            raise OptionError(f"`max_norm`={self.max_norm!r}: give a finite number, 0 for no bound")
+        if not is_whole(self.every, 1):
+            raise OptionError(f"`every`={self.every!r}: give a whole number of at least 1")
+        super().__post_init__()
         self._solver(1)
 
     def _solver(self, n_tasks: int) -> Any:
@@ -273,8 +276,8 @@ class FairGradRecipe(AggregatedRecipe):
     aggregator: ClassVar[str] = "FairGrad"
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.alpha) and self.alpha >= 0):
-            raise OptionError(f"`alpha`={self.alpha}: give a finite number that is not negative")
+        if not (is_number(self.alpha) and math.isfinite(self.alpha) and self.alpha >= 0):
+            raise OptionError(f"`alpha`={self.alpha!r}: give a finite number that is not negative")
         super().__post_init__()
 
     def _make(self) -> Any:

@@ -35,7 +35,7 @@ class AdaTaskRecipe(JointRecipe):
 
     Raises:
         OptionError: an unknown reduction or aggregator, or both; torchjd, or a solver that the aggregator needs, is not
-            installed.
+            installed; dominance is to be measured below an aggregator.
 
     Examples:
         >>> AdaTaskRecipe(reduction="mean").label
@@ -50,6 +50,7 @@ class AdaTaskRecipe(JointRecipe):
     paper: ClassVar[str] = "Yang and others, AdaTask, AAAI 2023"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.reduction not in ("sum", "mean", "rsqrt"):
             raise OptionError(f"`reduction`={self.reduction!r}: need 'sum', 'mean' or 'rsqrt'")
         if self.aggregator is None:
@@ -58,6 +59,7 @@ class AdaTaskRecipe(JointRecipe):
             raise unknown("aggregator", self.aggregator, AGGREGATED)
         if self.reduction != "sum":
             raise OptionError(f"`reduction`={self.reduction!r} with an `aggregator`, which takes its place: leave one out")
+        self._refuse_dominance()
         AGGREGATED[self.aggregator]()
 
     def update(self) -> UpdateFactory:

@@ -6,7 +6,8 @@ passes; and batch normalisation must see a batch once, however many passes it go
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+import warnings
+from collections.abc import Callable, Collection, Generator, Iterable
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -22,8 +23,8 @@ class CommonRandomness:
     """Runs the passes of a batch.
 
     Random numbers are those of torch's generators, on the CPU and on the devices of the parameters; after the batch they stand
-    where one pass leaves them. Which modules keep running statistics is seen in the first pass of all, unless `meet` has shown
-    the net before.
+    where one pass leaves them. Which modules keep running statistics is seen in the first passes of batches, until each task
+    was in one, unless `meet` has shown the net before.
 
     Args:
         parameters: whose devices have generators.
@@ -41,11 +42,20 @@ class CommonRandomness:
         self.enabled = enabled
         self._devices = sorted((one for one in devices if one.type != "cpu"), key=str)
         self._states: list[Tensor] | None = None
-        self._norms: list[_NormBase] | None = None
+        self._norms: dict[int, _NormBase] = {}
+        self._met: set[int] = set()
+        self._is_looking = enabled
 
     def meet(self, net: nn.Module) -> None:
         """Find the modules that keep running statistics."""
-        self._norms = [module for module in net.modules() if isinstance(module, _NormBase)]
+        self._norms = {id(module): module for module in net.modules() if isinstance(module, _NormBase)}
+        self._is_looking = False
+
+    def saw(self, n_tasks: int, absent: Collection[int]) -> None:
+        """Which tasks were not in a pass: the head of one that was absent so far may have modules that none has met."""
+        if self._is_looking:
+            self._met.update(k for k in range(n_tasks) if k not in absent)
+            self._is_looking = len(self._met) < n_tasks
 
     def begin(self) -> None:
         """A new batch."""
@@ -57,32 +67,31 @@ class CommonRandomness:
             return forward()
         if self._states is None:
             self._states = self._generators()
-            return self._first_ever(forward) if self._norms is None else forward()
+            return self._watched(forward) if self._is_looking else forward()
         torch.set_rng_state(self._states[0])
         for device, state in zip(self._devices, self._states[1:], strict=True):
             _backend(device).set_rng_state(state, device)
         if not self._norms:
             return forward()
-        with _without_statistics(self._norms):
+        with _without_statistics(self._norms.values()):
             return forward()
 
     def _generators(self) -> list[Tensor]:
         return [torch.get_rng_state(), *(_backend(device).get_rng_state(device) for device in self._devices)]
 
-    def _first_ever(self, forward: Callable[[], T]) -> T:
-        seen: dict[int, _NormBase] = {}
-
+    def _watched(self, forward: Callable[[], T]) -> T:
         def note(module: nn.Module, _inputs: Any) -> None:
             if isinstance(module, _NormBase):
-                seen[id(module)] = module
+                self._norms[id(module)] = module
 
         handle = register_module_forward_pre_hook(note)
         try:
-            result = forward()
+            with warnings.catch_warnings():
+                # A compiled net tells that hooks are called once more for it, which does no harm here.
+                warnings.filterwarnings("ignore", message=r"Using `torch.compile\(module\)` when there are global hooks")
+                return forward()
         finally:
             handle.remove()
-        self._norms = list(seen.values())
-        return result
 
 
 def _backend(device: torch.device) -> Any:

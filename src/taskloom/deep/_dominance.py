@@ -28,7 +28,7 @@ from taskloom.deep._adatask_settings import task_names
 from taskloom.deep._adatask_step import AdaTaskOptimizer
 from taskloom.deep._dominance_layers import DominanceViews, Layer, at, choose_layers, shares_of
 from taskloom.deep._dominance_parts import Look, Rule, rule_of
-from taskloom.tasks import DataError, OptionError, unknown
+from taskloom.tasks import DataError, OptionError, is_number, is_whole, unknown
 
 Losses = Sequence[Tensor | None] | Mapping[str, Tensor | None]
 Gradients = Sequence[Sequence[Tensor | None] | None] | Mapping[str, Sequence[Tensor | None] | None]
@@ -47,7 +47,8 @@ class DominanceMeter(DominanceViews):
     AdaTask-Adam keeps averages of its own, which are read: nothing is estimated there.
 
     Losses must be those that the step goes down, weights included, or `weigh` is told the weights. Gradients that are clipped
-    or scaled between have larger parts here, all tasks alike. Each process of several sees its own rows.
+    or scaled between have larger parts here, all tasks alike. Each process of several sees its own rows. Where gradients of
+    several batches are accumulated for one step, all batches after its first are observed with `more=True`.
 
     Cost: at a sampled step K backward passes (none for AdaTaskAdam and AdaTaskAdamW), with one gradient of the layers in memory
     at a time; at other steps nothing. For C coordinates in all, 3 K C numbers are kept, and C integers.
@@ -99,14 +100,19 @@ class DominanceMeter(DominanceViews):
         self.rule: Rule = rule_of(inner)
         self.optimizer: Any = inner
         self.tasks = self._names(tasks)
-        if every < 1:
-            raise OptionError(f"`every`={every}: give a number of steps of at least 1")
-        if not 0 <= decay < 1:
-            raise OptionError(f"`decay`={decay}: give a number from 0 to below 1")
+        if not is_whole(every, 1):
+            raise OptionError(f"`every`={every!r}: give a whole number of steps of at least 1")
+        if not is_number(decay) or not 0 <= decay < 1:
+            raise OptionError(f"`decay`={decay!r}: give a number from 0 to below 1")
+        if not isinstance(seed, np.random.Generator) and not is_whole(seed, 0):
+            raise OptionError(f"`seed`={seed!r}: give a whole number of at least 0, or a generator of numpy")
         self.every, self.decay = every, decay
         self._layers = self._make_layers(choose_layers(inner, layers), max_coords, np.random.default_rng(seed))
         self.samples, self.dropped, self._calls, self._logged = 0, 0, 0, 0
         self._pending: list[Tensor] | None = None
+        # Tasks observed in the coming step, and whether it has begun.
+        self._observed: set[str] = set()
+        self._is_open = False
         self._clocks: dict[tuple[str, str], float] = {}
         self._handle = inner.register_step_post_hook(self._finish)
 
@@ -122,8 +128,8 @@ class DominanceMeter(DominanceViews):
         return names
 
     def _make_layers(self, chosen: dict[str, tuple[int, Tensor]], room: int, rng: np.random.Generator) -> dict[str, Layer]:
-        if room < len(chosen):
-            raise OptionError(f"`max_coords`={room}: give at least one for each of the {len(chosen)} layers")
+        if not is_whole(room, len(chosen)):
+            raise OptionError(f"`max_coords`={room!r}: give a whole number, at least one for each of the {len(chosen)} layers")
         sizes = shares_of([weight.numel() for _, weight in chosen.values()], room)
         layers = {}
         for (name, (g, weight)), size in zip(chosen.items(), sizes, strict=True):
@@ -138,11 +144,12 @@ class DominanceMeter(DominanceViews):
         """Whether the coming step will be sampled: at any other, what `observe` is given is not looked at."""
         return (self._calls + 1) % self.every == 0
 
-    def observe(self, losses: Losses) -> None:
+    def observe(self, losses: Losses, *, more: bool = False) -> None:
         """Note the losses of the coming step, before their backward passes; `.grad` is left alone.
 
         Args:
             losses: K scalars in the order of the tasks, or by name; None or NaN for a task that is absent.
+            more: these come on top of those observed before in the same step (gradient accumulation).
 
         Raises:
             DataError: no scalars, or none that hang on parameters.
@@ -150,16 +157,17 @@ class DominanceMeter(DominanceViews):
             OptionError: an AdaTask optimizer had a task streamed before, or its tasks have changed.
         """
         named = self._named(losses, "losses")
-        if self._starts():
+        if self._starts(more=more):
             present = {name: self._checked(name, loss) for name, loss in named.items() if loss is not None}
             self._store({name: self._differentiate(loss) for name, loss in present.items() if loss is not None})
 
-    def observe_gradients(self, gradients: Gradients) -> None:
+    def observe_gradients(self, gradients: Gradients, *, more: bool = False) -> None:
         """The same as `observe`, of gradients that are there already.
 
         Args:
             gradients: for each task in order, or by name, those of the layers in their order (None where a task does not
                 reach), or None for a task that is absent.
+            more: as for `observe`.
 
         Raises:
             DataError: not one for each layer and of its shape.
@@ -172,7 +180,7 @@ class DominanceMeter(DominanceViews):
             wanted = [tuple(layer.weight.shape) for layer in self._layers.values()]
             if len(shapes) != len(wanted) or any(a is not None and a != b for a, b in zip(shapes, wanted, strict=True)):
                 raise DataError(f"`gradients` of task `{name}` have shapes {shapes}: those of the layers are {wanted}")
-        if self._starts():
+        if self._starts(more=more):
             self._store({name: self._take(grads) for name, grads in named.items()})
 
     @torch.no_grad()
@@ -231,22 +239,29 @@ class DominanceMeter(DominanceViews):
             raise DataError(f"`losses`: that of task `{name}` hangs on no parameter; give None where a task is absent")
         return loss
 
-    def _starts(self) -> bool:
-        """Count a step; whether it is sampled."""
+    def _starts(self, *, more: bool) -> bool:
+        """Count a step, if this is not one more batch of the last one; whether it is sampled."""
+        if more:
+            if not self._is_open:
+                raise OptionError("`more`=True at the first batch of a step: observe that one without it")
+            return self._pending is not None
         if isinstance(self.optimizer, AdaTaskOptimizer):
             if self.optimizer.tasks != self.tasks:
                 raise OptionError(f"`tasks` of the optimizer are now {self.optimizer.tasks}; make a new meter")
             if self.is_due and self.optimizer._streamed:
                 raise OptionError("`observe` after a task was streamed: moments have moved already; observe before")
-        is_due, self._pending = self.is_due, None
+        is_due, self._pending, self._is_open = self.is_due, None, True
+        self._observed = set()
         self._calls += 1
         return is_due
 
     def _differentiate(self, loss: Tensor) -> list[Tensor]:
         weights = [layer.weight for layer in self._layers.values()]
-        if not self.rule.needs_gradients:
+        trained = [weight for weight in weights if weight.requires_grad]
+        if not self.rule.needs_gradients or not trained:
             return self._take([None] * len(weights))
-        return self._take(torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True))
+        found = iter(torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True))
+        return self._take([next(found) if weight.requires_grad else None for weight in weights])
 
     def _take(self, grads: Sequence[Tensor | None]) -> list[Tensor]:
         """(C,) of each layer."""
@@ -259,13 +274,19 @@ class DominanceMeter(DominanceViews):
     @torch.no_grad()
     def _store(self, present: dict[str, list[Tensor]]) -> None:
         """Keep the gradients (K, C) of each layer, and the clocks of AdaTask's tasks, until the step."""
-        self._pending = []
+        pending, new = [], present.keys() - self._observed
         for i, layer in enumerate(self._layers.values()):
             absent = layer.parts.new_zeros(len(layer.coords))
             group = self.optimizer.param_groups[layer.group]
             share = float(group["weight_decay"]) / len(self.tasks) if self.rule.shares_decay else 0.0
+            # Once a step, however many batches a task has in it.
             decay = share * at(layer.weight, layer) if share else absent
-            self._pending.append(torch.stack([present[name][i] + decay if name in present else absent for name in self.tasks]))
+            rows = [present[name][i] + (decay if name in new else 0) if name in present else absent for name in self.tasks]
+            pending.append(torch.stack(rows))
+        if self._observed and self._pending is not None:
+            pending = [one + more for one, more in zip(self._pending, pending, strict=True)]
+        self._pending = pending
+        self._observed |= new
         self._clocks = self._read_clocks()
 
     def _read_clocks(self) -> dict[tuple[str, str], float]:
@@ -277,7 +298,7 @@ class DominanceMeter(DominanceViews):
     @torch.no_grad()
     def _finish(self, *_: Any) -> None:
         """After a step, with the optimizer's state as it used it."""
-        pending, self._pending = self._pending, None
+        pending, self._pending, self._is_open = self._pending, None, False
         found = getattr(self.optimizer, "found_inf", None)
         if pending is None or (found is not None and float(found)):
             return
@@ -341,7 +362,7 @@ class DominanceMeter(DominanceViews):
             if int(state["layers"][name]["coords"].max()) >= layer.weight.numel():
                 raise DataError(f"`state`: layer `{name}` had more coordinates than its {layer.weight.numel()} here")
         self.samples, self.dropped, self._calls, self._logged = state["counts"]
-        self._pending = None
+        self._pending, self._is_open = None, False
         for name, layer in self._layers.items():
             for key, value in state["layers"][name].items():
                 setattr(layer, key, value.to(layer.weight.device) if isinstance(value, Tensor) else value)

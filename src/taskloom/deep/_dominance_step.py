@@ -22,9 +22,10 @@ from taskloom.deep._dominance_parts import rule_of
 from taskloom.deep._fit import UpdateFactory
 from taskloom.deep._graph import go_back
 from taskloom.deep._scalarized_step import ScalarizedStep
+from taskloom.deep._shared_weights import SharedWeights
 from taskloom.deep._task_gradients import AdaTaskStep
 from taskloom.deep._update import SumStep, UpdateStep
-from taskloom.tasks import OptionError
+from taskloom.tasks import OptionError, is_whole
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -33,10 +34,11 @@ if TYPE_CHECKING:
 class MeteredStep(UpdateStep):
     """An update step whose dominance is measured; it moves the weights as the step that it wraps does, to the bit.
 
-    Which parameters are shared is read off the first batch of two tasks or more: heads, each number of which one task alone
-    moves, are not. Weights of the losses are seen where they act, in the backward pass. A scaler of half precision (CUDA,
-    `16-mixed`) makes AU of weighted losses larger, and rAU not. Where AdaTask's step makes its optimizer at the first batch,
-    the meter is there from the second one on; as AdaTask-Adam's state tells all, nothing is lost.
+    Which parameters are shared is read off the gradients (see `SharedWeights`), as soon as each of them was moved by some task
+    and at the latest after ten batches: heads, each number of which one task alone moves, are not. Weights of the losses are
+    seen where they act, in the backward pass. A scaler of half precision (CUDA, `16-mixed`) makes AU of weighted losses larger,
+    and rAU not. Where AdaTask's step makes its optimizer at the first batch, the meter is there from the second one on; as
+    AdaTask-Adam's state tells all, nothing is lost.
 
     Args:
         inner: the step.
@@ -72,6 +74,7 @@ class MeteredStep(UpdateStep):
         trained = {weight for group in self.optimizer.param_groups for weight in group["params"]}
         self.weights = {name: weight for name, weight in weights.items() if weight in trained}
         self.meter: DominanceMeter | None = None
+        self.finder = SharedWeights(list(self.weights.values()))
         self._has_looked = False
 
     def meet(self, net: nn.Module) -> None:
@@ -84,9 +87,9 @@ class MeteredStep(UpdateStep):
 
     def step(self, closure: Callable[[], Tensor]) -> Tensor:
         """One step of the inner kind."""
-        self.inner.all_present, self._has_looked = self.all_present, False
+        self.inner.all_present, self.inner.masks_absent, self._has_looked = self.all_present, self.masks_absent, False
         losses = self.inner.step(partial(self._watched, closure))
-        if self.meter is None and isinstance(self.inner, AdaTaskStep):
+        if self.meter is None and isinstance(self.inner, AdaTaskStep) and self.inner.finder.is_settled(len(losses)):
             self._start(self._shared_of_adatask(self.inner), len(losses))
         return losses
 
@@ -100,13 +103,30 @@ class MeteredStep(UpdateStep):
 
     def _observe(self, losses: Tensor) -> None:
         if self.meter is None and not isinstance(self.inner, AdaTaskStep):
-            self._start(shared_names(losses, self.weights), len(losses))
+            self._find_shared(losses)
         if self.meter is None:
             return
         is_due = self.meter.is_due
         self.meter.observe(list(losses.unbind()) if is_due else [None] * len(losses))
         if is_due and isinstance(self.inner, ScalarizedStep):
             losses.register_hook(self.meter.weigh)
+
+    def _find_shared(self, losses: Tensor) -> None:
+        """Look at a batch for the parameters that are shared, and start the meter once they are known."""
+        present = torch.nonzero(~losses.detach().isnan()).squeeze(1).tolist()
+        weights = [weight for weight in self.weights.values() if weight.requires_grad]
+        if not weights or not present or not self.finder.is_due(present):
+            return
+        rows = (self._gradients(losses[k]) for k in present)
+        self.finder.look(rows, present, len(losses))
+        if self.finder.is_settled(len(losses)):
+            self._start([name for name, shared in zip(self.weights, self.finder.shared, strict=True) if shared], len(losses))
+
+    def _gradients(self, loss: Tensor) -> list[Tensor | None]:
+        """Of a loss, by all weights; None for one that it does not reach, or that is frozen."""
+        trained = [weight for weight in self.weights.values() if weight.requires_grad]
+        found = iter(torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True))
+        return [next(found) if weight.requires_grad else None for weight in self.weights.values()]
 
     def _start(self, names: Sequence[str], n_tasks: int) -> None:
         optimizer = self.inner.adatask if isinstance(self.inner, AdaTaskStep) else self.optimizer
@@ -146,11 +166,12 @@ class MeteredStep(UpdateStep):
     def state_dict(self) -> dict[str, Any]:
         """The inner step's state and the meter's."""
         meter = None if self.meter is None else {"n_tasks": len(self.meter.tasks), "state": self.meter.state_dict()}
-        return {"inner": self.inner.state_dict(), "meter": meter}
+        return {"inner": self.inner.state_dict(), "finder": self.finder.state_dict(), "meter": meter}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict`."""
         self.inner.load_state_dict(state["inner"])
+        self.finder.load_state_dict(state["finder"])
         if self.meter is not None:
             self.meter.close()
             self.meter = None
@@ -199,31 +220,8 @@ def check_every(every: int) -> None:
     Raises:
         OptionError: below 1.
     """
-    if every < 1:
-        raise OptionError(f"`dominance_every`={every}: give a number of steps of at least 1, or 0 to measure nothing")
-
-
-def shared_names(losses: Tensor, weights: Mapping[str, Tensor]) -> list[str]:
-    """Names of the parameters of which some number is moved by two tasks or more.
-
-    Args:
-        losses: (K,) with their graph; NaN for a task that is absent.
-        weights: parameters by name.
-
-    Examples:
-        >>> both, own = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
-        >>> shared_names(torch.stack([both.sum() + own[0], both[0] + own[1]]), {"both": both, "own": own})
-        ['both']
-    """
-    movers = {name: torch.zeros_like(weight, dtype=torch.int32) for name, weight in weights.items()}
-    for loss, is_absent in zip(losses.unbind(), losses.detach().isnan().tolist(), strict=True):
-        if is_absent:
-            continue
-        grads = torch.autograd.grad(loss, list(weights.values()), retain_graph=True, allow_unused=True)
-        for name, grad in zip(movers, grads, strict=True):
-            if grad is not None:
-                movers[name] += (grad.to_dense() if grad.is_sparse else grad) != 0
-    return [name for name, count in movers.items() if count.numel() and int(count.max()) > 1]
+    if not is_whole(every, 1):
+        raise OptionError(f"`dominance_every`={every!r}: give a whole number of steps of at least 1, or 0 to measure nothing")
 
 
 def _has_aggregator(step: UpdateStep) -> bool:

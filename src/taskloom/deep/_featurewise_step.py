@@ -18,7 +18,8 @@ from torch.optim import Optimizer
 
 from taskloom.deep._aggregators import Aggregator, aggregate
 from taskloom.deep._graph import go_back, walk
-from taskloom.deep._task_gradients import AggregatedStep, is_shared, task_gradients
+from taskloom.deep._shared_weights import is_shared
+from taskloom.deep._task_gradients import AggregatedStep, task_gradients
 from taskloom.tasks import OptionError
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class FeaturewiseStep(AggregatedStep):
     def __init__(self, optimizer: Optimizer, fabric: Fabric | None, aggregator: Aggregator) -> None:
         super().__init__(optimizer, fabric, aggregator)
         self.encoder: nn.Module | None = None
+        self._is_checked = False
 
     def meet(self, net: nn.Module) -> None:
         """Find the trunk.
@@ -81,17 +83,20 @@ class FeaturewiseStep(AggregatedStep):
         losses, features = self._forward(closure)
         chosen, present = self._chosen(losses)
         if present:
-            go_back(self.fabric, lambda: self._fill(chosen, features, present))
+            go_back(self.fabric, lambda: self._fill(chosen, features, present, len(losses)))
             self.optimizer.step()
             self.optimizer.zero_grad()
         return losses.detach()
 
-    def _fill(self, chosen: Tensor, features: Tensor, present: list[int]) -> None:
+    def _fill(self, chosen: Tensor, features: Tensor, present: list[int], n_tasks: int) -> None:
         """Put the joined gradient into the trunk's `.grad`, and those of the tasks into those of the heads."""
         rows = task_gradients(chosen, [features], retain_graph=True)[0]
+        self._check_absent([rows], present, n_tasks)
         if self.shared is None:
-            self._find_shared(chosen, features, rows)
-        marked = list(zip(self.parameters, self.shared or [], strict=True))
+            self._find_shared(chosen, features)
+        if not self._is_checked:
+            self._check_tasks(chosen, rows)
+        marked = [pair for pair in zip(self.parameters, self.shared or [], strict=True) if pair[0].requires_grad]
         matrix = rows.flatten(1)
         # Products of numbers of 16 bits over many rows would be of little worth.
         matrix = matrix.float() if matrix.dtype in {torch.float16, torch.bfloat16} else matrix
@@ -115,26 +120,35 @@ class FeaturewiseStep(AggregatedStep):
             raise OptionError(f"`featurewise`=True, but the net's `encoder` {what} in a forward pass: {_REMEDY}")
         return losses, seen[0]
 
-    def _find_shared(self, chosen: Tensor, features: Tensor, rows: Tensor) -> None:
-        """Which weights are the trunk's; refuse what the cotangents of features do not serve."""
+    def _find_shared(self, chosen: Tensor, features: Tensor) -> None:
+        """Which weights are the trunk's."""
         trunk = {id(leaf) for leaf in walk(features, [])[0]}
         if any(id(leaf) in trunk for leaf in walk(chosen.sum(), [features])[0]):
             raise OptionError(f"`featurewise`=True, but losses lead past the output of `encoder` to its weights: {_REMEDY}")
-        if len(chosen) > 1:
-            if not is_shared(rows):
-                raise OptionError(
-                    "`featurewise`=True needs tasks that share rows: where each row is of one task, no two tasks' gradients by "
-                    "features meet, and there is nothing to balance; leave `featurewise` out"
-                )
-            behind = [weight for weight in self.parameters if id(weight) not in trunk]
-            found = task_gradients(chosen, behind, retain_graph=True) if behind else []
-            common = next((weight for weight, jac in zip(behind, found, strict=True) if is_shared(jac)), None)
-            if common is not None:
-                raise OptionError(
-                    f"`featurewise`=True, but a weight of shape {tuple(common.shape)} behind `encoder` is moved by several "
-                    f"tasks: {_REMEDY}"
-                )
         self.shared = [id(weight) in trunk for weight in self.parameters]
+
+    def _check_tasks(self, chosen: Tensor, rows: Tensor) -> None:
+        """Refuse what the cotangents of features do not serve, at the first batch in which two tasks' gradients show it.
+
+        Behind heads whose weights begin at zero the first ones are zero.
+        """
+        if len(rows) < 2 or int((rows != 0).flatten(1).any(dim=1).sum()) < 2:
+            return
+        if not is_shared(rows):
+            raise OptionError(
+                "`featurewise`=True needs tasks that share rows: where each row is of one task, no two tasks' gradients by "
+                "features meet, and there is nothing to balance; leave `featurewise` out"
+            )
+        marked = zip(self.parameters, self.shared or [], strict=True)
+        behind = [weight for weight, is_common in marked if not is_common and weight.requires_grad]
+        found = task_gradients(chosen, behind, retain_graph=True) if behind else []
+        common = next((weight for weight, jac in zip(behind, found, strict=True) if is_shared(jac)), None)
+        if common is not None:
+            raise OptionError(
+                f"`featurewise`=True, but a weight of shape {tuple(common.shape)} behind `encoder` is moved by several "
+                f"tasks: {_REMEDY}"
+            )
+        self._is_checked = True
 
 
 def _set_gradients(weights: list[Tensor], source: Tensor, cotangent: Tensor | None, *, retain_graph: bool = False) -> None:

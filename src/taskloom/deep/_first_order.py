@@ -22,7 +22,6 @@ class LastShared:
 
     Args:
         weight: of the layer.
-        names: that an optimizer of tasks knows them by, in their order; none for another optimizer.
     """
 
     def __init__(self, weight: Tensor) -> None:
@@ -47,13 +46,16 @@ class LastShared:
             ahead.extend(following for following, _ in node.next_functions)
         return None if fallback is None else cls(fallback)
 
-    def effects(self, losses: Tensor | Sequence[Tensor | None], values: Array, optimizer: Any) -> Array:
+    def effects(
+        self, losses: Tensor | Sequence[Tensor | None], values: Array, optimizer: Any, names: Sequence[str] | None
+    ) -> Array:
         """(K, K) effects, see `first_order_effects`; the graph is kept.
 
         Args:
             losses: of the K tasks, with their graph.
             values: the same (K,), NaN for absent tasks.
             optimizer: whose learning rate and second moments scale the gradients.
+            names: K, that an optimizer of tasks knows them by; None for another optimizer.
         """
         gradients = [
             None if loss is None or not (abs(value) < float("inf")) or not loss.requires_grad else self._gradient(loss)
@@ -61,8 +63,8 @@ class LastShared:
         ]
         if all(grad is None for grad in gradients):
             return values[:, None] * values[None, :] * float("nan")
-        names = getattr(optimizer, "tasks", [None] * len(gradients))
-        steps, matrix = task_steps(gradients, [self._scale(optimizer, name) for name in names])
+        suffixes = [None] * len(gradients) if names is None else names
+        steps, matrix = task_steps(gradients, [self._scale(optimizer, name) for name in suffixes])
         return first_order_effects(steps, matrix, values)
 
     def _gradient(self, loss: Tensor) -> Tensor | None:

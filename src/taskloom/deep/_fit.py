@@ -19,11 +19,11 @@ from torch.optim import Optimizer
 from taskloom.deep._batches import RowDealer, TaskTensors
 from taskloom.deep._loop import Feed, FitLoop, make_fabric, prepare
 from taskloom.deep._losses import TaskLosses
-from taskloom.deep._nets import NetFactory, OwnRowsNet, SharedRowsNet, check_outputs
-from taskloom.deep._options import FitOptions
+from taskloom.deep._nets import NetFactory, OwnRowsNet, SharedRowsNet, check_factory, check_outputs
+from taskloom.deep._options import FitOptions, check_options, check_rate, check_seed
 from taskloom.deep._stacked import StackedNets
 from taskloom.deep._update import SumStep, UpdateStep
-from taskloom.tasks import Array, Curve, FitError, Task, TaskData
+from taskloom.tasks import Array, Curve, DataError, FitError, OptionError, Task, TaskData
 
 DEFAULT_RATE = 1e-3
 UpdateFactory = Callable[[Optimizer, Any], UpdateStep]
@@ -75,8 +75,9 @@ def fit(
         update: makes the update step from the optimizer and the fabric.
 
     Raises:
-        OptionError: outputs that do not fit the tasks, or a net that the update step cannot serve.
-        DataError: features that are not finite.
+        OptionError: a net that does not fit rows or tasks, that has nothing to train or that the update step cannot serve;
+            options or a seed that are none.
+        DataError: features that are not finite, or validation rows of other tasks or of another shape.
         ModelFileError: a checkpoint that is damaged or belongs to another net.
 
     Examples:
@@ -88,8 +89,11 @@ def fit(
         >>> result.steps, result.validation_loss.shape
         (50, (7,))
     """
-    options = options or FitOptions()
+    options = FitOptions() if options is None else options
+    _check_call(options, seed, train, validation)
     check_outputs(net, train.X.shape[1:], train.tasks)
+    if not any(weight.requires_grad for weight in net.parameters()):
+        raise OptionError(f"`net`={type(net).__name__} has no parameter that requires a gradient: there is nothing to train")
     fabric = make_fabric(options)
     tensors = TaskTensors(train, dtype_of(options), fabric.device), TaskTensors(validation, dtype_of(options), fabric.device)
     wrapper = SharedRowsNet(net, train.tasks) if train.is_shared else OwnRowsNet(net, train.tasks)
@@ -108,6 +112,20 @@ def fit(
     net.to("cpu").eval()
     losses = loop.best_losses.double().cpu().numpy()
     return NetFit(net, losses, int(loop.unit_steps[0]), _mean_curve(loop), bool(loop.has_failed()[0]))
+
+
+def _check_call(options: Any, seed: Any, train: TaskData, validation: TaskData) -> None:
+    check_options(options)
+    check_seed(seed)
+    own, needed = (", ".join(task.name for task in part.tasks) for part in (validation, train))
+    if own != needed:
+        raise DataError(f"`validation` is of the tasks {own}; need {needed}, in this order")
+    if validation.is_shared != train.is_shared:
+        kinds = ["shared rows" if part.is_shared else "own rows" for part in (validation, train)]
+        raise DataError(f"`validation` has {kinds[0]} and `train` {kinds[1]}; split both from the same data")
+    if validation.X.shape[1:] != train.X.shape[1:]:
+        shapes = f"{validation.X.shape[1:]}, `train` of {train.X.shape[1:]}"
+        raise DataError(f"`validation` has rows of shape {shapes}; encode both alike")
 
 
 @dataclass
@@ -156,9 +174,17 @@ def fit_singles(
         batched: False trains them one after the other: the slow twin.
 
     Raises:
+        OptionError: no learning rate or one that is not positive; options, a seed or a factory that are none.
+        DataError: validation rows of other tasks or of another shape.
         FitError: every learning rate diverged for a task.
     """
-    options = options or FitOptions()
+    options = FitOptions() if options is None else options
+    _check_call(options, seed, train, validation)
+    check_factory(make_net)
+    if not len(rates):
+        raise OptionError("`rates` is empty: give at least one learning rate")
+    for rate in rates:
+        check_rate("rates", rate)
     widths: dict[int, list[int]] = {}
     for t, task in enumerate(train.tasks):
         widths.setdefault(task.n_outputs, []).append(t)

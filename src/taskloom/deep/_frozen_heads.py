@@ -10,8 +10,8 @@ state with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -20,7 +20,53 @@ from torch.optim import Optimizer
 from taskloom.deep._group_parallel import greatest
 
 T = TypeVar("T")
+Key = TypeVar("Key")
 _NOBODY, _SHARED = -1, -2
+# Sets of tasks that something is kept for; random groups and absent tasks make new ones for ever.
+_KEPT = 256
+
+
+def remembered(kept: dict[Key, T], key: Key, make: Callable[[], T]) -> T:
+    """What is kept under a key, made where it is not; the oldest of many goes.
+
+    Examples:
+        >>> kept = {"a": 1}
+        >>> remembered(kept, "a", lambda: 2), remembered(kept, "b", lambda: 2)
+        (1, 2)
+    """
+    if key not in kept:
+        if len(kept) >= _KEPT:
+            del kept[next(iter(kept))]
+        kept[key] = make()
+    return kept[key]
+
+
+def is_moving(grad: Tensor) -> Tensor:
+    """Whether a gradient, sparse or not, has a number that is not zero.
+
+    Examples:
+        >>> bool(is_moving(torch.zeros(2)))
+        False
+    """
+    return ((grad.coalesce().values() if grad.is_sparse else grad) != 0).any()
+
+
+def has_nan(grads: Sequence[Tensor | None]) -> bool:
+    """Whether a number of some gradients is NaN, in one look at all of them.
+
+    Examples:
+        >>> has_nan([torch.zeros(2), None]), has_nan([torch.tensor([0.0, torch.nan])])
+        (False, True)
+    """
+    values = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads if grad is not None]
+    if not values:
+        return False
+    norms = torch._foreach_norm(values)
+    return bool(torch.stack([norm.isnan().to(norms[0].device) for norm in norms]).any())
+
+
+def _dense(grad: Tensor) -> Tensor:
+    return grad.to_dense() if grad.is_sparse else grad
 
 
 class TaskHeads:
@@ -28,10 +74,11 @@ class TaskHeads:
 
     A parameter of which some number is moved by two tasks is shared. Of the others, one that a single task moves is that task's
     head. One that several tasks move, each other numbers of it, is split between them, by rows if every row has one owner.
-    Gradients of a task are looked at where it is seen for the first time, in a pass of its own back through the graph.
+    Gradients of a task are looked at where it is seen for the first time, in a pass of its own back through the graph. While
+    some task has not been seen, rows of a head that nobody has moved may be that task's, and wait for it.
 
     Args:
-        parameters: P of them.
+        parameters: P of them; those that are frozen are left alone until they are not.
         n_tasks: K.
         group: of processes that must agree.
 
@@ -46,15 +93,23 @@ class TaskHeads:
     def __init__(self, parameters: Sequence[Tensor], n_tasks: int, group: Any = None) -> None:
         self.parameters, self.n_tasks, self.group = list(parameters), n_tasks, group
         self.seen: list[int] = []
-        # Who moves each number of a parameter; None once it is known to be shared.
-        self._movers: list[Tensor | None] = [
-            torch.full(weight.shape, _NOBODY, dtype=torch.int16, device=weight.device) for weight in self.parameters
-        ]
+        # Who moves each number of a parameter; None for nobody, or where it is known to be shared.
+        self._movers: list[Tensor | None] = [None] * len(self.parameters)
         self.owners: list[int] = [_NOBODY] * len(self.parameters)
+        # Owners of the numbers of a parameter, or of its rows where no row has two.
         self.split: dict[int, Tensor] = {}
         self._masks: dict[tuple[int, tuple[int, ...]], Tensor] = {}
         # By group: parameters of other tasks, and those of nobody that is known.
         self._outside: dict[tuple[int, ...], tuple[list[Tensor], list[Tensor]]] = {}
+
+    def follow(self, parameters: Sequence[Tensor]) -> None:
+        """Look again at every task that comes: parameters were thawed, or there are more of them than before."""
+        new = parameters[len(self.parameters) :]
+        self.parameters.extend(new)
+        self.owners.extend([_NOBODY] * len(new))
+        self._movers.extend([None] * len(new))
+        self.seen.clear()
+        self._outside.clear()
 
     def unseen(self, present: Sequence[int]) -> list[int]:
         """Tasks of those that have not been looked at yet."""
@@ -67,14 +122,12 @@ class TaskHeads:
             losses: K of them, with their graph, which is kept.
             tasks: to look at.
         """
+        trained = [p for p, weight in enumerate(self.parameters) if weight.requires_grad]
         for k in tasks:
-            here = losses[k].requires_grad and not bool(losses[k].detach().isnan())
-            grads = (
-                torch.autograd.grad(losses[k], self.parameters, retain_graph=True, allow_unused=True)
-                if here
-                else [None] * len(self.parameters)
-            )
-            self._note(k, grads)
+            if trained and losses[k].requires_grad and not bool(losses[k].detach().isnan()):
+                weights = [self.parameters[p] for p in trained]
+                grads = torch.autograd.grad(losses[k], weights, retain_graph=True, allow_unused=True)
+                self._note(k, dict(zip(trained, grads, strict=True)))
             self.seen.append(k)
         self._settle()
 
@@ -93,22 +146,31 @@ class TaskHeads:
         flags = torch.zeros(len(self.parameters), device=self.parameters[0].device)
         for p in doubtful:
             grad = self.parameters[p].grad
-            flags[p] = 0.0 if grad is None else (grad != 0).any()
+            flags[p] = 0.0 if grad is None else is_moving(grad)
         for p in greatest(flags, self.group).nonzero().squeeze(1).tolist():
             self._outside.clear()
-            is_first = self.owners[p] == _NOBODY and len(group) == 1
-            self.owners[p], self._movers[p] = (group[0], self._movers[p]) if is_first else (_SHARED, None)
+            grad = self.parameters[p].grad
+            if self.owners[p] == _NOBODY and len(group) == 1:
+                self.owners[p] = group[0]
+                if grad is not None:
+                    self._note(group[0], {p: grad})
+            else:
+                self.owners[p], self._movers[p] = _SHARED, None
 
-    def _note(self, k: int, grads: Sequence[Tensor | None]) -> None:
-        for p, grad in enumerate(grads):
-            movers = self._movers[p]
-            if movers is None or grad is None:
+    def _note(self, k: int, grads: Mapping[int, Tensor | None]) -> None:
+        for p, grad in grads.items():
+            if self.owners[p] == _SHARED or grad is None:
                 continue
-            is_moved = (grad.to_dense() if grad.is_sparse else grad) != 0
+            is_moved, movers = _dense(grad) != 0, self._movers_of(p)
             if bool((is_moved & (movers != _NOBODY) & (movers != k)).any()):
-                self._movers[p] = None
+                self.owners[p], self._movers[p] = _SHARED, None
             else:
                 movers[is_moved] = k
+                self._movers[p] = movers
+
+    def _movers_of(self, p: int) -> Tensor:
+        movers, weight = self._movers[p], self.parameters[p]
+        return torch.full(weight.shape, _NOBODY, dtype=torch.int16, device=weight.device) if movers is None else movers
 
     def _settle(self) -> None:
         """Owners out of movers, the same on all processes."""
@@ -119,59 +181,68 @@ class TaskHeads:
         self._outside.clear()
         reached = torch.zeros(len(self.parameters), self.n_tasks + 1, device=device)
         for p, movers in enumerate(self._movers):
-            if movers is None:
+            if self.owners[p] == _SHARED:
                 reached[p, self.n_tasks] = 1
-            else:
+            elif movers is not None:
                 reached[p, movers[movers != _NOBODY].unique().long().to(device)] = 1
+        # One that a single task moves may be another's too, where that has not been seen.
+        least = 2 if len(self.seen) == self.n_tasks else 1
         for p, row in enumerate(greatest(reached, self.group).bool().tolist()):
             tasks = [k for k in range(self.n_tasks) if row[k]]
             self.split.pop(p, None)
-            if row[-1] or (len(tasks) > 1 and not self._split(p)):
+            if row[-1] or (len(tasks) >= least and not self._split(p)):
                 self.owners[p], self._movers[p] = _SHARED, None
             else:
                 self.owners[p] = tasks[0] if len(tasks) == 1 else _NOBODY
 
     def _split(self, p: int) -> bool:
         """Share out the numbers of a parameter; False if processes find two owners for one."""
-        movers = self._movers[p]
-        if movers is None:
-            return False
+        movers = self._movers_of(p)
         low = torch.where(movers == _NOBODY, self.n_tasks, movers).to(torch.int32)
         high, low = greatest(movers.to(torch.int32), self.group), -greatest(-low, self.group)
         if bool(((high != _NOBODY) & (high != low)).any()):
             return False
-        rows = high.flatten(1) if high.dim() > 1 else high.unsqueeze(1)
+        rows = high.flatten(1) if high.dim() > 1 else high.reshape(-1, 1)
         top = rows.amax(dim=1, keepdim=True)
         is_even = bool(((rows == top) | (rows == _NOBODY)).all())
+        if is_even and bool((top == top[0]).all()):
+            # All of it is one task's.
+            return True
         # Units that happen to be silent belong to whom the rest of their row belongs to.
-        self.split[p] = (top.expand_as(rows) if is_even else rows).reshape(high.shape).contiguous()
+        self.split[p] = top.reshape(-1, *[1] * (high.dim() - 1)) if is_even else high
         return True
 
     def take_gradients(self, group: Sequence[int]) -> None:
         """Take the gradients of heads that no task of the group owns, so that a step leaves them as they are."""
         key = tuple(group)
-        if key not in self._outside:
+
+        def outside() -> tuple[list[Tensor], list[Tensor]]:
             heads = [p for p, owner in enumerate(self.owners) if owner != _SHARED and owner not in key and p not in self.split]
-            self._outside[key] = (
+            return (
                 [self.parameters[p] for p in heads if self.owners[p] != _NOBODY],
                 [self.parameters[p] for p in heads if self.owners[p] == _NOBODY],
             )
-        others, unknown = self._outside[key]
+
+        others, unknown = remembered(self._outside, key, outside)
         for weight in others:
             weight.grad = None
         for weight in unknown:
             # The head of a task without labels so far, or something that has not begun to move.
-            if weight.grad is not None and not bool((weight.grad != 0).any()):
+            if weight.grad is not None and not bool(is_moving(weight.grad)):
                 weight.grad = None
 
     def guarded(self, optimizer: Optimizer, group: Sequence[int], step: Callable[[], T]) -> T:
-        """Run a step of the optimizer, and put back what is not the group's in parameters that tasks split."""
+        """Run a step of the optimizer, and put back what is not the group's in parameters that tasks split.
+
+        That is done in a hook which comes before all others: averages of weights that users keep in one see no head move.
+        """
         if not self.split or len(group) == self.n_tasks:
             return step()
         stills = {p: self._still(p, tuple(group)) for p in self.split}
         kept = {name: value.clone() for name, value in self._split_tensors(optimizer).items()}
-        result = step()
-        with torch.no_grad():
+
+        @torch.no_grad()
+        def put_back(*_: Any) -> None:
             for name, value in self._split_tensors(optimizer).items():
                 old, still = kept.get(name), stills[name[0]]
                 if old is not None:
@@ -179,17 +250,20 @@ class TaskHeads:
                 else:
                     # State that the step has made anew begins with what is active.
                     value.masked_fill_(still, 0)
-        return result
+
+        handle = optimizer.register_step_post_hook(put_back)
+        cast("Any", optimizer._optimizer_step_post_hooks).move_to_end(handle.id, last=False)
+        try:
+            return step()
+        finally:
+            handle.remove()
 
     def _still(self, p: int, group: tuple[int, ...]) -> Tensor:
-        """Where a number of a split parameter is another task's and has no gradient."""
-        weight = self.parameters[p]
-        mask = self._masks.get((p, group))
-        if mask is None:
-            mask = torch.stack([self.split[p] != k for k in [*group, _NOBODY]]).all(dim=0)
-            self._masks[p, group] = mask
+        """Where a number of a split parameter is another task's, or nobody's, and has no gradient."""
+        mask = remembered(self._masks, (p, group), lambda: torch.stack([self.split[p] != k for k in group]).all(dim=0))
+        grad = self.parameters[p].grad
         # What the group does move was never one task's alone, such as a row of an embedding.
-        return mask if weight.grad is None else mask & (weight.grad == 0)
+        return mask if grad is None else mask & (_dense(grad) == 0)
 
     def _split_tensors(self, optimizer: Optimizer) -> dict[tuple[int, str], Tensor]:
         """Split parameters, and the state of the same shape that an optimizer has of them."""

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import torch
 from torch import Tensor
+
+from taskloom.tasks import DataError
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -17,7 +20,6 @@ def walk(loss: Tensor, features: Sequence[Tensor]) -> tuple[list[Tensor], set[An
     """Leaves that a loss leads to without passing through features, and the nodes on the way.
 
     Examples:
-        >>> import torch
         >>> trunk, head = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
         >>> feature = 2 * trunk
         >>> [leaf is head for leaf in walk((feature * head).sum(), [feature])[0]]
@@ -55,3 +57,32 @@ def go_back(fabric: Fabric | None, passes: Callable[[], T]) -> T:
     passing = _Passing(passes)
     fabric.backward(cast("Any", passing))
     return passing.result
+
+
+def are_finite(gradients: Sequence[Tensor]) -> bool:
+    """Whether no number in them is infinite or NaN; one wait for each device.
+
+    Examples:
+        >>> are_finite([torch.ones(2), torch.tensor([torch.nan])])
+        False
+    """
+    by_device: dict[Any, list[Tensor]] = {}
+    for gradient in (one for one in gradients if one.numel()):
+        by_device.setdefault(gradient.device, []).append(gradient)
+    # The greatest number, not the root of squares: finite numbers are to have a finite one.
+    norms = (torch.stack([one.double() for one in torch._foreach_norm(some, torch.inf)]) for some in by_device.values())
+    return all(bool(some.isfinite().all()) for some in norms)
+
+
+def poisoned_error(tasks: str) -> DataError:
+    """What to say where a loss of NaN makes the gradients of other tasks NaN.
+
+    Examples:
+        >>> print(poisoned_error("`b`"))
+        `losses`: that of `b`, NaN for an absent task, makes the gradients of others NaN or infinite, and nothing was moved: ...
+    """
+    return DataError(
+        f"`losses`: that of {tasks}, NaN for an absent task, makes the gradients of others NaN or infinite, and nothing was "
+        "moved: zero times NaN is NaN where losses are computed together; give None for it, compute each loss by itself, or "
+        "fill missing labels in with `torch.where` before the loss is computed"
+    )

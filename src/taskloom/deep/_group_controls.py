@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.optim import Optimizer
 
-from taskloom.deep._group_passes import GroupPasses, Tasks
+from taskloom.deep._group_passes import GroupPasses, Tasks, check_fabric, named_tasks
 from taskloom.deep._group_step import GroupStep
 from taskloom.tasks import OptionError, is_whole, unknown
 
@@ -94,19 +94,20 @@ class RandomGroups(GroupStep):
     ) -> None:
         self.n_groups, self.warmup = _numbers("n_groups", n_groups), _batches(warmup)
         super().__init__(optimizer, fabric, tasks, passes or GroupPasses())
-        self._last: list[list[int]] = []
 
     @property
     def groups(self) -> list[set[Any]]:
         """The groups of the last batch, sets of names, or of numbers where no names were given."""
-        return self._named_sets(self._last)
+        return self._named_sets(self._groups_of(self.costs.batches - 1) if self.costs.batches else [])
 
     def _plan(self) -> list[list[int]]:
+        return self._shuffled(self._groups_of(self.costs.batches))
+
+    def _groups_of(self, batch: int) -> list[list[int]]:
         n_tasks = self.n_tasks or 0
-        n_groups = n_tasks if self.costs.batches < self.warmup else min(n_tasks, _at(self.n_groups, self.costs.batches))
-        shuffled = self._drawn()[n_tasks:].argsort()
-        self._last = [sorted(part.tolist()) for part in np.array_split(shuffled, n_groups)]
-        return self._shuffled(self._last)
+        n_groups = n_tasks if batch < self.warmup else min(n_tasks, _at(self.n_groups, batch))
+        shuffled = self._drawn(batch)[n_tasks:].argsort()
+        return [sorted(part.tolist()) for part in np.array_split(shuffled, n_groups)]
 
 
 class Singletons(GroupStep):
@@ -143,7 +144,8 @@ class FixedGroups(GroupStep):
         optimizer: of all weights.
         fabric: that the net was set up with; None for none.
         tasks: their number or their names; None: as many as the groups have.
-        groups: of names or numbers, each task in one of them.
+        groups: of names or numbers, each task in one of them; or the number of each task's group, as `labels` of
+            `relate.Groups` and of sklearn's clusterings are.
         warmup: batches at the start in which each task is a group of its own.
         passes: see `GroupPasses`.
 
@@ -158,6 +160,8 @@ class FixedGroups(GroupStep):
         >>> losses = step.step(lambda: weight.square())
         >>> step.costs.updates, [sorted(group) for group in step.groups]
         (2, [['a', 'c'], ['b']])
+        >>> FixedGroups(torch.optim.SGD([weight], lr=0.1), groups=[0, 1, 0]).groups
+        [{0, 2}, {1}]
     """
 
     def __init__(
@@ -165,15 +169,18 @@ class FixedGroups(GroupStep):
         optimizer: Optimizer,
         fabric: Fabric | None = None,
         tasks: Tasks = None,
-        groups: Iterable[Iterable[Any]] = (),
+        groups: Iterable[Iterable[Any]] | Iterable[int] = (),
         warmup: int = 0,
         passes: GroupPasses | None = None,
     ) -> None:
-        given = [list(group) for group in groups]
-        names = tasks if isinstance(tasks, Sequence) else range(sum(map(len, given)) if tasks is None else tasks)
-        self._given = _partition(given, list(names))
+        check_fabric(fabric)
+        names, n_tasks = named_tasks(tasks)
+        given = _listed(groups, names)
+        if n_tasks is None:
+            n_tasks = sum(map(len, given))
+        self._given = _partition(given, list(names or range(n_tasks)))
         self.warmup = _batches(warmup)
-        super().__init__(optimizer, fabric, len(names) if tasks is None else tasks, passes or GroupPasses())
+        super().__init__(optimizer, fabric, names or n_tasks or None, passes or GroupPasses())
 
     @property
     def groups(self) -> list[set[Any]]:
@@ -194,7 +201,7 @@ class CycledGroups(FixedGroups):
         optimizer: of all weights.
         fabric: that the net was set up with; None for none.
         tasks: their number or their names; None: as many as the groups have.
-        groups: of names or numbers, each task in one of them.
+        groups: as for `FixedGroups`.
         warmup: batches at the start in which each task is a group of its own, and all have their turn.
         passes: see `GroupPasses`.
 
@@ -212,8 +219,27 @@ class CycledGroups(FixedGroups):
         if age < 0:
             return super()._plan()
         turn, place = divmod(age, len(self._given))
-        order = np.random.default_rng([self.passes.seed, turn, 1]).permutation(len(self._given))
+        order = np.random.default_rng([self._agreed_seed(), turn, 1]).permutation(len(self._given))
         return [self._given[order[place]]]
+
+
+def _listed(groups: Any, names: list[str] | None) -> list[list[Any]]:
+    """Lists of tasks, also of a number for each task; what is a number or a text in place of a list is left to complain of."""
+    if isinstance(groups, str) or not isinstance(groups, Iterable):
+        raise OptionError(
+            f"`groups` is a {type(groups).__name__}: give lists of tasks, or the number of each task's group (`.labels`)"
+        )
+    given = list(groups)
+    if given and all(is_whole(one) for one in given):
+        return [[_name(k, names) for k, label in enumerate(given) if label == one] for one in dict.fromkeys(given)]
+    strange = next((one for one in given if isinstance(one, str) or not isinstance(one, Iterable)), None)
+    if strange is not None:
+        raise OptionError(f"`groups` has {strange!r} in place of a list of tasks: give a list for each group")
+    return [list(one) for one in given]
+
+
+def _name(k: int, names: list[str] | None) -> Any:
+    return k if names is None or k >= len(names) else names[k]
 
 
 def _partition(given: list[list[Any]], names: list[Any]) -> list[list[int]]:

@@ -141,6 +141,8 @@ def fit_groups(
     members = np.asarray(members)
     if members.ndim != 2 or members.shape[1] != train.n_tasks or not len(members) or not members.any(axis=1).all():
         raise OptionError(f"`members` has shape {members.shape}; need (G, {train.n_tasks}), with a task in every row")
+    if members.dtype.kind not in "biuf" or not ((members == 0) | (members == 1)).all():
+        raise OptionError("`members` holds other values than true and false; need one for each group and task")
     members = members.astype(bool)
     for name, part in {"validation": validation, "test": test}.items():
         if part is not None:

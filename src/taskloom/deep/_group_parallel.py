@@ -22,13 +22,17 @@ def mean_losses(losses: Tensor, group: Any) -> Tensor:
         >>> mean_losses(torch.tensor([1.0, 2.0]), None)
         tensor([1., 2.])
     """
-    if group is None:
-        return losses
+    return losses if group is None else mean_and_holders(losses, group)[0]
+
+
+def mean_and_holders(losses: Tensor, group: Any) -> Tensor:
+    """(2, K) what `mean_losses` gives, and the share of the processes of a group that have a task."""
     is_here = ~losses.isnan()
     # An infinite loss on one process is one for all.
     sums = torch.stack([torch.where(is_here, losses, 0.0), is_here.to(losses.dtype)])
     distributed.all_reduce(sums, group=group)
-    return torch.where(sums[1] > 0, sums[0] / sums[1], torch.nan)
+    means = torch.where(sums[1] > 0, sums[0] / sums[1], torch.nan)
+    return torch.stack([means, sums[1] / distributed.get_world_size(group)])
 
 
 def greatest(values: Tensor, group: Any) -> Tensor:

@@ -75,6 +75,7 @@ class FitLoop:
     def __init__(self, module: nn.Module, update: UpdateStep, feed: Feed, options: FitOptions, origin: str = "") -> None:
         self.module, self.update, self.feed, self.options, self.origin = module, update, feed, options, origin
         self.update.all_present, self.update.own_rows = feed.losses.complete, feed.own_rows
+        self.update.masks_absent = True
         # The layouts that the loop wraps around a net carry no hooks of anyone's: they are run without the checks for them.
         self._forward: Callable[..., Tensor] = (
             module.forward if isinstance(module, SharedRowsNet | OwnRowsNet | StackedNets) else module

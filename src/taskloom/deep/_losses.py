@@ -5,14 +5,17 @@ Letters: R nets or tasks side by side, B rows of each, C outputs of each (the wi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from taskloom.tasks import Task
+from taskloom.tasks import DataError, Task, unknown
 
+# Losses by task in their order, NaN for one that is absent, or by name, None for one that is absent.
+Losses = Tensor | Mapping[Any, Tensor | None]
 _ELEMENTWISE = {
     "squared": lambda outputs, labels: (outputs - labels).square(),
     # log(1 + exp(z)) - y z: the same number as torch's BCE with logits, in fewer kernels.
@@ -80,6 +83,66 @@ class TaskLosses:
         if name == "cross_entropy":
             return functional.cross_entropy(outputs.movedim(-1, 1), labels.long(), reduction="none")
         return _ELEMENTWISE[name](outputs.squeeze(-1) if outputs.shape[-1] == 1 else outputs[..., 0], labels)
+
+
+def losses_by_task(found: Any, names: Sequence[Any] | None) -> tuple[Tensor | list[Tensor | None], Tensor]:
+    """What a closure gave, in the order of the tasks and checked.
+
+    Args:
+        found: a vector (K,), or a mapping from names to scalars, None or left out for an absent task.
+        names: of the K tasks, or their numbers; None: not known yet.
+
+    Returns:
+        The losses with their graph, and one detached vector (K,) of at least 32 bits, NaN for absent tasks.
+
+    Raises:
+        DataError: neither of the two, another number of losses, a loss that is no scalar tensor, or a mapping where no names
+            are known.
+        UnknownNameError: the loss of an unknown task.
+
+    Examples:
+        >>> losses_by_task({"b": torch.tensor(2.0)}, ["a", "b"])
+        ([None, tensor(2.)], tensor([nan, 2.]))
+    """
+    if isinstance(found, Tensor):
+        if found.dim() != 1 or (names is not None and len(found) != len(names)):
+            wanted = "K" if names is None else len(names)
+            raise DataError(f"`closure` gave losses of shape {tuple(found.shape)}: give ({wanted},)")
+        return found, _at_least_single(found.detach())
+    if not isinstance(found, Mapping):
+        raise DataError(f"`closure` gave a {type(found).__name__}: give a tensor (K,) (`torch.stack` of scalars) or a mapping")
+    if names is None:
+        given = f"give `tasks`={list(found)}, and others that there are" if found else "give `tasks`"
+        raise DataError(f"`closure` gave a mapping, from which tasks may be left out, and `tasks` has no names: {given}")
+    for name, loss in found.items():
+        if name not in names:
+            raise unknown("task", str(name), [str(one) for one in names])
+        if loss is not None and (not isinstance(loss, Tensor) or loss.numel() != 1):
+            what = f"of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            raise DataError(f"`closure`: the loss of task `{name}` is {what}: give a tensor of one number, with its graph")
+    losses = [found.get(name) for name in names]
+    known = next((loss for loss in losses if loss is not None), None)
+    if known is None:
+        return losses, torch.full((len(losses),), torch.nan)
+    values = [torch.full((), torch.nan, device=known.device) if loss is None else loss.detach().reshape(()) for loss in losses]
+    return losses, torch.stack([_at_least_single(value.to(known.device)) for value in values])
+
+
+def has_graph(losses: Tensor | Sequence[Tensor | None], members: Sequence[int]) -> bool:
+    """Whether there is a way back from a loss of these tasks, out of what `losses_by_task` gives.
+
+    Examples:
+        >>> has_graph([torch.ones(1), torch.ones(1, requires_grad=True)], [0])
+        False
+    """
+    if isinstance(losses, Tensor):
+        return losses.requires_grad
+    return any((loss := losses[k]) is not None and loss.requires_grad for k in members)
+
+
+def _at_least_single(losses: Tensor) -> Tensor:
+    # Gains are of the size of 1e-3, and bfloat16 resolves no more than 4e-3.
+    return losses if losses.dtype == torch.float64 else losses.float()
 
 
 class OutputColumns:

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from taskloom.deep._losses import OutputColumns
-from taskloom.tasks import OptionError, Task
+from taskloom.tasks import OptionError, Task, TaskloomError, is_number, is_whole
 
 NetFactory = Callable[[tuple[int, ...], Sequence[Task]], nn.Module]
 
@@ -42,10 +43,7 @@ class SharedBottom(nn.Module):
 
     def __init__(self, n_features: int, tasks: Sequence[Task], hidden: Sequence[int] = (64, 64), dropout: float = 0.0) -> None:
         super().__init__()
-        if any(width < 1 for width in hidden):
-            raise OptionError(f"`hidden`={tuple(hidden)!r}: every width must be at least 1")
-        if not 0 <= dropout < 1:
-            raise OptionError(f"`dropout`={dropout}: give a share from 0 to below 1")
+        _check_shape(hidden, dropout)
         widths = [n_features, *hidden]
         layers: list[nn.Module] = []
         for width_in, width_out in pairwise(widths):
@@ -96,6 +94,13 @@ class SharedBottom(nn.Module):
         return pack([head.weight for head in heads]), pack([head.bias for head in heads])
 
 
+def _check_shape(hidden: Any, dropout: Any) -> None:
+    if not isinstance(hidden, Sequence) or not all(is_whole(width, 1) for width in hidden):
+        raise OptionError(f"`hidden`={hidden!r}: every width must be at least 1; give whole numbers, such as (64, 64)")
+    if not is_number(dropout) or not 0 <= dropout < 1:
+        raise OptionError(f"`dropout`={dropout!r}: give a share from 0 to below 1")
+
+
 def _stacked_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Linear layers side by side: rows (M, B, in), weights (M, out, in), biases (M, out) -> (M, B, out)."""
     return torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
@@ -109,6 +114,9 @@ class MLP:
         hidden: widths of the encoder's layers.
         dropout: share of units dropped while training.
 
+    Raises:
+        OptionError: a width below 1, or a share outside of [0, 1).
+
     Examples:
         >>> MLP(hidden=(8,))((3,), [Task("a")])(torch.zeros(2, 3)).shape
         torch.Size([2, 1])
@@ -116,6 +124,9 @@ class MLP:
 
     hidden: tuple[int, ...] = (64, 64)
     dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_shape(self.hidden, self.dropout)
 
     def __call__(self, shape: tuple[int, ...], tasks: Sequence[Task]) -> nn.Module:
         """A new net for rows of that shape.
@@ -126,6 +137,18 @@ class MLP:
         if len(shape) != 1:
             raise OptionError(f"`net`: the default MLP takes rows of shape (d,), not {shape}; give a net of your own")
         return SharedBottom(shape[0], tasks, self.hidden, self.dropout)
+
+
+def check_factory(net: Any) -> None:
+    """Refuse what is easily taken for a factory of nets.
+
+    Raises:
+        OptionError: a name, nothing, or a net itself.
+    """
+    if net is None or isinstance(net, str | nn.Module):
+        raise OptionError(
+            f"`net` is a {type(net).__name__}: give what makes a net, `MLP()` or a function of the shape of a row and the tasks"
+        )
 
 
 class SharedRowsNet(nn.Module):
@@ -160,15 +183,21 @@ def check_outputs(net: nn.Module, shape: tuple[int, ...], tasks: Sequence[Task])
     """Refuse a net whose outputs do not fit the tasks, before any work is done.
 
     Raises:
-        OptionError: names the shape found and the one needed.
+        OptionError: names the shape found and the one needed, or what the net says of rows of this shape.
     """
     expected = OutputColumns(tasks).total
     was_training = net.training
+    parameter = next(net.parameters(), torch.zeros(()))
     net.eval()
-    with torch.no_grad():
-        parameter = next(net.parameters(), torch.zeros(()))
-        found = tuple(net(torch.zeros(2, *shape, dtype=parameter.dtype, device=parameter.device)).shape)
-    net.train(was_training)
+    try:
+        with torch.no_grad():
+            found = tuple(net(torch.zeros(2, *shape, dtype=parameter.dtype, device=parameter.device)).shape)
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        if isinstance(error, TaskloomError):
+            raise
+        raise OptionError(f"`net` does not map rows of shape {shape} to a tensor ({error}); give one for such rows") from error
+    finally:
+        net.train(was_training)
     if found != (2, expected):
         raise OptionError(
             f"`net` maps 2 rows of shape {shape} to {found}; it must give (2, {expected}): one column for each regression or "

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from taskloom.tasks import OptionError, unknown
+from taskloom.tasks import OptionError, is_number, is_whole, unknown
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed", "bf16-true")
 
@@ -45,11 +47,14 @@ class FitOptions:
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "max_steps", "validate_every", "patience", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"`{name}`={getattr(self, name)}: give a whole number of at least 1")
-        for rate in (*self.learning_rates, *([] if self.learning_rate is None else [self.learning_rate])):
-            if not (math.isfinite(rate) and rate > 0):
-                raise OptionError(f"`learning_rate`={rate}: give a positive number")
+            if not is_whole(getattr(self, name), 1):
+                raise OptionError(f"`{name}`={getattr(self, name)!r}: give a whole number of at least 1")
+        if not isinstance(self.learning_rates, Sequence) or len(self.learning_rates) != 2:
+            raise OptionError(f"`learning_rates`={self.learning_rates!r}: give two numbers, the least and the greatest")
+        if self.learning_rate is not None:
+            check_rate("learning_rate", self.learning_rate)
+        for rate in self.learning_rates:
+            check_rate("learning_rates", rate)
         if self.learning_rates[0] > self.learning_rates[1]:
             raise OptionError(f"`learning_rates`={self.learning_rates}: give the least first")
         if self.precision not in PRECISIONS:
@@ -58,10 +63,18 @@ class FitOptions:
     def candidate_rates(self, budget: int) -> list[float]:
         """The learning rates that a recipe with this budget tries, evenly spaced in their logarithm.
 
+        Args:
+            budget: how many, where none is fixed.
+
+        Raises:
+            OptionError: less than one.
+
         Examples:
             >>> FitOptions(learning_rates=(1e-3, 1e-2)).candidate_rates(2)
             [0.001, 0.01]
         """
+        if not is_whole(budget, 1):
+            raise OptionError(f"`budget`={budget!r}: give a whole number of at least 1")
         if self.learning_rate is not None:
             return [self.learning_rate]
         least, greatest = self.learning_rates
@@ -69,3 +82,33 @@ class FitOptions:
             return [math.sqrt(least * greatest)]
         ratio = greatest / least
         return [float(f"{least * ratio ** (i / (budget - 1)):.6g}") for i in range(budget)]
+
+
+def check_rate(name: str, rate: Any) -> None:
+    """Refuse what is no learning rate.
+
+    Raises:
+        OptionError: no finite number above 0.
+    """
+    if not (is_number(rate) and math.isfinite(rate) and rate > 0):
+        raise OptionError(f"`{name}`={rate!r}: give a positive number")
+
+
+def check_seed(seed: Any) -> None:
+    """Refuse what is no seed.
+
+    Raises:
+        OptionError: no whole number of at least 0.
+    """
+    if not is_whole(seed, 0):
+        raise OptionError(f"`seed`={seed!r}: give a whole number of at least 0")
+
+
+def check_options(options: Any) -> None:
+    """Refuse what are no options of a fit.
+
+    Raises:
+        OptionError: of another type.
+    """
+    if not isinstance(options, FitOptions):
+        raise OptionError(f"`options`={options!r}: give `FitOptions(...)`")

@@ -13,11 +13,11 @@ from torch.optim import Optimizer
 from taskloom.deep._dominance_step import DominanceWatch
 from taskloom.deep._fit import NetFit, UpdateFactory, fit, fit_singles, new_net
 from taskloom.deep._flops import trunk_flops
-from taskloom.deep._nets import MLP, NetFactory
-from taskloom.deep._options import FitOptions
+from taskloom.deep._nets import MLP, NetFactory, check_factory
+from taskloom.deep._options import FitOptions, check_options
 from taskloom.deep._predictor import NetPredictor
 from taskloom.deep._update import SumStep, UpdateStep
-from taskloom.tasks import Family, FitError, Recipe, RecipeFit, TaskData, register_recipe
+from taskloom.tasks import Family, FitError, OptionError, Recipe, RecipeFit, TaskData, register_recipe
 
 
 @register_recipe
@@ -32,6 +32,9 @@ class SingleRecipe(Recipe):
             for a multiclass task.
         options: batch size, length, precision, device.
         title: name in a study, if not `single`.
+
+    Raises:
+        OptionError: `net` is a name or a net itself, or `options` are no `FitOptions`.
     """
 
     net: NetFactory = field(default_factory=MLP)
@@ -42,6 +45,9 @@ class SingleRecipe(Recipe):
     summary: ClassVar[str] = "each task its own net: the baseline that every deep recipe is held against"
     family: ClassVar[Family] = "deep"
     is_baseline: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check_making(self.net, self.options)
 
     def fit(self, train: TaskData, validation: TaskData, *, seed: int, budget: int = 4) -> RecipeFit:
         """Train K nets at `budget` learning rates and keep each task's best."""
@@ -94,6 +100,9 @@ class JointRecipe(Recipe):
             candidates: with the default net a sample costs half a step to a whole one for each task, and a quarter with
             AdaTask, whose state tells it all; at 50 that is 3 percent for two tasks and 7 for eight. Recipes that join
             gradients by an aggregator refuse it.
+
+    Raises:
+        OptionError: `net` is a name or a net itself, `options` are no `FitOptions`, or `dominance_every` is no number of steps.
     """
 
     net: NetFactory = field(default_factory=MLP)
@@ -105,6 +114,17 @@ class JointRecipe(Recipe):
     summary: ClassVar[str] = "one net with a head per task, trained on the plain sum of the losses"
     paper: ClassVar[str] = "Caruana, Multitask Learning, 1997"
     family: ClassVar[Family] = "deep"
+
+    def __post_init__(self) -> None:
+        _check_making(self.net, self.options)
+        DominanceWatch([], self.dominance_every)
+
+    def _refuse_dominance(self) -> None:
+        if self.dominance_every:
+            raise OptionError(
+                f"`dominance_every`={self.dominance_every} of `{self.name}`: steps out of joined gradients have no parts that "
+                "are due to one task; leave it at 0"
+            )
 
     def fit(self, train: TaskData, validation: TaskData, *, seed: int, budget: int = 4) -> RecipeFit:
         """Train one net at each of `budget` learning rates and keep the best; `dominance` is that of the kept one."""
@@ -152,6 +172,11 @@ class JointRecipe(Recipe):
             return None
         rows = self.options.batch_size * (1 if train.is_shared else train.n_tasks)
         return float(round(rows * (best.passes[0] * known[0] + best.passes[1] * known[1])))
+
+
+def _check_making(net: Any, options: Any) -> None:
+    check_factory(net)
+    check_options(options)
 
 
 def _noted(update: UpdateFactory, made: list[UpdateStep], optimizer: Optimizer, fabric: Any) -> UpdateStep:

@@ -14,7 +14,7 @@ from taskloom.deep._fit import UpdateFactory
 from taskloom.deep._recipes import JointRecipe
 from taskloom.deep._scalarized_step import ScalarizedStep
 from taskloom.deep._torchjd import from_torchjd
-from taskloom.tasks import OptionError, register_recipe
+from taskloom.tasks import OptionError, is_number, is_whole, register_recipe
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class ScalarizedRecipe(JointRecipe):
     by_default: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._make(1)
 
     def _make(self, n_tasks: int) -> Any:
@@ -109,10 +110,10 @@ class DWARecipe(ScalarizedRecipe):
     scalarizer: ClassVar[str] = "DWA"
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise OptionError(f"`temperature`={self.temperature}: give a positive number")
-        if self.window < 1:
-            raise OptionError(f"`window`={self.window}: give a whole number of at least 1")
+        if not (is_number(self.temperature) and math.isfinite(self.temperature) and self.temperature > 0):
+            raise OptionError(f"`temperature`={self.temperature!r}: give a positive number")
+        if not is_whole(self.window, 1):
+            raise OptionError(f"`window`={self.window!r}: give a whole number of at least 1")
         super().__post_init__()
 
     def _make(self, n_tasks: int) -> Any:  # noqa: ARG002

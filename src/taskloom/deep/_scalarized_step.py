@@ -58,6 +58,7 @@ class ScalarizedStep(UpdateStep):
         total.backward() if self.fabric is None else self.fabric.backward(total)
         self.optimizer.step()
         if self.own is not None:
+            self.own.param_groups[0]["lr"] = self.optimizer.param_groups[0]["lr"]
             self.own.step()
         if hasattr(scalarizer, "update"):
             with torch.no_grad():

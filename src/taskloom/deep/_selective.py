@@ -10,8 +10,8 @@ in `_proximal_affinity`, how groups come of them in `_task_groups`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import numpy as np
@@ -24,16 +24,25 @@ from taskloom.deep._first_order import LastShared
 from taskloom.deep._graph import go_back
 from taskloom.deep._group_parallel import from_first, mean_losses
 from taskloom.deep._group_passes import GroupPasses, Tasks
-from taskloom.deep._group_step import GroupStep, Losses
+from taskloom.deep._group_step import GroupStep
+from taskloom.deep._losses import Losses
 from taskloom.deep._proximal_affinity import AffinityTracker, Flags, similarity
 from taskloom.deep._task_groups import Preference, group_tasks
-from taskloom.tasks import Array, OptionError, Rows, is_whole, unknown
+from taskloom.tasks import Array, OptionError, Rows, is_number, is_whole, unknown
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 AFFINITIES = ("proximal", "first_order")
 _HISTORY = 200
+# What the published code does of what can be chosen.
+_OFFICIAL: dict[str, Any] = {
+    "preference": "median",
+    "single_group": "repeat",
+    "measure_every": 1,
+    "common_randomness": False,
+    "freeze_heads": False,
+}
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,8 @@ class SelectiveOptions(GroupPasses):
             for tasks with own rows, where only in these the rows of all tasks go through the net for each group.
         measure_last: share of batches, from 0 to 1, after which a forward pass without gradients measures the last group.
         single_group: with one group no update is followed by another, so that nothing would ever be measured. `probe` updates
-            each task on its own in every `probe_every`-th batch, `repeat` updates the group twice in every batch.
+            each task on its own in every `probe_every`-th batch, `repeat` updates the group twice in every batch. With one task
+            alone there is nothing to measure, and it is updated once.
         probe_every: see `single_group`; `first_order` needs no probes.
         compat: `official` is the behaviour of the published code: a change of the losses is credited to the group after the one
             that caused it; means start at zero and are not corrected; inactive heads are moved by momentum; each pass has its
@@ -80,17 +90,24 @@ class SelectiveOptions(GroupPasses):
                 raise unknown(name, str(getattr(self, name)), [str(one) for one in known])
         if isinstance(self.preference, str) and self.preference not in {"auto", "median"}:
             raise unknown("preference", self.preference, ("auto", "median"))
-        if not isinstance(self.preference, str) and not math.isfinite(self.preference):
-            raise OptionError(f"`preference`={self.preference}: give a finite number, 'auto' or 'median'")
+        if not isinstance(self.preference, str) and not (is_number(self.preference) and math.isfinite(self.preference)):
+            raise OptionError(f"`preference`={self.preference!r}: give a finite number, 'auto' or 'median'")
         for name in ("measure_every", "probe_every"):
             if getattr(self, name) is not None and not is_whole(getattr(self, name), 1):
                 raise OptionError(f"`{name}`={getattr(self, name)!r}: give a whole number of batches of at least 1")
-        if not 0 <= self.measure_last <= 1:
-            raise OptionError(f"`measure_last`={self.measure_last}: give a share of batches from 0 to 1")
+        if not is_number(self.measure_last) or not 0 <= self.measure_last <= 1:
+            raise OptionError(f"`measure_last`={self.measure_last!r}: give a share of batches from 0 to 1")
         if self.affinity == "first_order" and not self.freeze_heads:
             raise OptionError("`freeze_heads`=False with `affinity`='first_order', which has to know the heads; leave one out")
         if self.compat and self.affinity == "first_order":
             raise OptionError("`compat`='official' with `affinity`='first_order': the published code has none; leave one out")
+        self._check_official()
+
+    def _check_official(self) -> None:
+        for one in fields(self) if self.compat else ():
+            value, theirs = getattr(self, one.name), _OFFICIAL.get(one.name)
+            if one.name in _OFFICIAL and value not in {one.default, theirs}:
+                raise OptionError(f"`{one.name}`={value!r} with `compat`='official', which has {theirs!r}; leave one out")
 
 
 class Selection(TypedDict, total=False):
@@ -98,7 +115,8 @@ class Selection(TypedDict, total=False):
 
     Attributes:
         beta: decay of the means of effects; 1 / `beta` observations are remembered.
-        warmup: batches at the start in which each task is a group of its own.
+        warmup: batches at the start in which each task is a group of its own; the first batch is one in any case, as groups are
+            made of what was seen.
         regroup_every: batches from one grouping to the next.
         seed: of all that is drawn; that of `options` if not given.
         options: see `SelectiveOptions`.
@@ -109,6 +127,17 @@ class Selection(TypedDict, total=False):
     regroup_every: int
     seed: int
     options: SelectiveOptions
+
+
+@dataclass
+class _Measuring:
+    """What is measured in the batch at hand."""
+
+    is_on: bool = True
+    # Losses (K,) before the update to come.
+    values: Array = field(default_factory=lambda: np.empty(0))
+    # The tasks that were updated last, with the losses before it.
+    previous: tuple[list[int], Array] | None = None
 
 
 class SelectiveGroups(GroupStep):
@@ -166,25 +195,22 @@ class SelectiveGroups(GroupStep):
     def __init__(
         self, optimizer: Optimizer, fabric: Fabric | None = None, tasks: Tasks = None, **how: Unpack[Selection]
     ) -> None:
-        options = how.get("options") or SelectiveOptions()
+        options, beta = how.get("options", SelectiveOptions()), how.get("beta", 1e-3)
+        self.warmup, self.regroup_every = how.get("warmup", 100), how.get("regroup_every", 50)
+        _check(how, options, beta, self.warmup, self.regroup_every)
         if "seed" in how:
             options = replace(options, seed=how["seed"])
         self.is_official = options.compat == "official"
         if self.is_official:
-            plain = replace(options, common_randomness=False, freeze_heads=False)
-            options = replace(plain, preference="median", single_group="repeat", measure_every=1)
-        self.options, self.beta = options, float(how.get("beta", 1e-3))
-        self.warmup, self.regroup_every = how.get("warmup", 100), how.get("regroup_every", 50)
-        _check(self.beta, self.warmup, self.regroup_every)
+            options = replace(options, **_OFFICIAL)
+        self.options, self.beta = options, float(beta)
         super().__init__(optimizer, fabric, tasks, options)
         if self.is_official and isinstance(self._inner, AdaTaskOptimizer):
             raise OptionError("`compat`='official' with an AdaTask optimizer: the published code has none; leave `compat` out")
         self._tracker: AffinityTracker | None = None
         self._labels: list[int] = []
-        # The tasks that were updated last in this batch, with the losses before it.
-        self._previous: tuple[list[int], Array] | None = None
+        self._now = _Measuring()
         self._layer: LastShared | None = None
-        self._is_measured = True
         self._stride = 1
         self.history: list[tuple[int, list[list[int]], Array]] = []
         self._n_groupings = 0
@@ -220,7 +246,7 @@ class SelectiveGroups(GroupStep):
     def _begin_batch(self) -> None:
         if self._tracker is None:
             self._start()
-        self._previous = None
+        self._now = _Measuring()
         if self._is_due():
             self._regroup()
 
@@ -230,8 +256,8 @@ class SelectiveGroups(GroupStep):
         self._labels = list(range(n_tasks))
 
     def _is_due(self) -> bool:
-        age = self.costs.batches - self.warmup
-        return age > 0 if self.is_official else age >= 0 and age % self.regroup_every == 0 and self.costs.batches > 0
+        age = self.costs.batches - max(self.warmup, 1)
+        return self.costs.batches > self.warmup if self.is_official else age >= 0 and age % self.regroup_every == 0
 
     def _regroup(self) -> None:
         tracker = self._tracker
@@ -250,50 +276,51 @@ class SelectiveGroups(GroupStep):
 
     def _plan(self) -> list[list[int]]:
         every = self.options.measure_every or (10 if self.own_rows or self.options.affinity == "first_order" else 1)
-        self._is_measured = self.costs.batches % every == 0
+        self._now.is_on = self.costs.batches % every == 0
         groups = self._members()
         if len(groups) == 1 < len(self._labels):
             if self.options.single_group == "repeat":
                 return groups * 2
             if self.options.affinity == "proximal" and self.costs.batches % self.options.probe_every == 0:
-                self._is_measured = True
+                self._now.is_on = True
                 groups = [[k] for k in range(len(self._labels))]
         return self._shuffled(groups)
 
     def _wants_all(self) -> bool:
         if self.options.affinity == "first_order":
-            return self._is_measured and self._previous is None
-        return self._is_measured
+            return self._now.is_on and self._now.previous is None
+        return self._now.is_on
 
     def _saw(self, values: Array, present: list[int]) -> None:
-        previous, self._previous = self._previous, None
-        if previous is None or self._tracker is None or not self._is_measured or self.options.affinity != "proximal":
+        previous, self._now.previous = self._now.previous, None
+        if previous is None or self._tracker is None or not self._now.is_on or self.options.affinity != "proximal":
             return
         members: Flags = np.zeros(len(values), dtype=bool)
         members[present if self.is_official else previous[0]] = True
         self._tracker.observe(members, previous[1], values)
 
     def _before_update(self, losses: Tensor | list[Tensor | None], values: Array) -> None:
-        self._values = values
+        self._now.values = values
         first_order = self.options.affinity == "first_order"
-        if not first_order or not self._is_measured or self._tracker is None or self.heads is None:
+        if not first_order or not self._now.is_on or self._tracker is None or self.heads is None:
             return
         # The first pass of a batch is looked at, and no other.
-        self._is_measured = False
-        if self._layer is None:
+        self._now.is_on = False
+        if self._layer is None or not self._layer.weight.requires_grad:
             self._layer = LastShared.find(losses, self.heads)
-        layer = self._layer
+        layer, inner = self._layer, self._inner
+        names = (self._names or inner.tasks) if isinstance(inner, AdaTaskOptimizer) else None
         if layer is not None:
-            effects = torch.from_numpy(go_back(self.fabric, lambda: layer.effects(losses, values, self._inner)))
+            effects = torch.from_numpy(go_back(self.fabric, lambda: layer.effects(losses, values, inner, names)))
             # Each process has seen its own rows.
             effects = mean_losses(effects.to(layer.weight.device), self.group)
             self._tracker.observe_effects(effects.cpu().numpy())
 
     def _updated(self, members: list[int]) -> None:
-        self._previous = (members, self._values)
+        self._now.previous = (members, self._now.values)
 
     def _end_batch(self, closure: Callable[..., Losses], batch: Any) -> None:
-        if self.options.measure_last and self._previous is not None and self._drawn()[-1] < self.options.measure_last:
+        if self.options.measure_last and self._now.previous is not None and self._drawn()[-1] < self.options.measure_last:
             with torch.no_grad():
                 self._forward(closure, batch, None)
             self._saw(batch.values, [])
@@ -320,13 +347,20 @@ class SelectiveGroups(GroupStep):
             if self._tracker is not None:
                 self._tracker.load_state_dict(state["tracker"])
         self._labels, self._stride, self._n_groupings = list(state["labels"]), state["stride"], state["n_groupings"]
-        self._layer, self._previous = None, None
+        self._layer, self._now = None, _Measuring()
         self.history = [(one["batch"], one["groups"], one["affinity"].cpu().numpy().copy()) for one in state["history"]]
 
 
-def _check(beta: float, warmup: int, regroup_every: int) -> None:
-    if not 0 < beta <= 1:
-        raise OptionError(f"`beta`={beta}: give a decay above 0 and up to 1")
+def _check(how: Mapping[str, Any], options: Any, beta: Any, warmup: Any, regroup_every: Any) -> None:
+    for name in how:
+        if name in {one.name for one in fields(SelectiveOptions)} - {"seed"}:
+            raise OptionError(f"`{name}` is one of the options: give `options`=SelectiveOptions({name}=...)")
+        if name not in Selection.__annotations__:
+            raise unknown("argument of SelectiveGroups", name, Selection.__annotations__)
+    if not isinstance(options, SelectiveOptions):
+        raise OptionError(f"`options` is a {type(options).__name__}: give SelectiveOptions(...)")
+    if not is_number(beta) or not 0 < beta <= 1:
+        raise OptionError(f"`beta`={beta!r}: give a decay above 0 and up to 1")
     if not is_whole(warmup, 0):
         raise OptionError(f"`warmup`={warmup!r}: give a whole number of batches that is not negative")
     if not is_whole(regroup_every, 1):

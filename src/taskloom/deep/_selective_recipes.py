@@ -103,6 +103,10 @@ class GroupUpdateRecipe(JointRecipe):
                 f"`dominance_every`={self.dominance_every} of `{self.name}`: an update of a group is due to its tasks alone, "
                 "and there is nothing to share out; leave it at 0"
             )
+        if not isinstance(self.groups, SelectiveOptions):
+            raise OptionError(f"`groups` is a {type(self.groups).__name__}: give SelectiveOptions(...)")
+        if self.groups.scaler is not None:
+            raise OptionError("`groups` with a `scaler`: a fit has its own; leave it out and choose `precision`='16-mixed'")
         # The step itself knows what it refuses.
         self._selective(0)(torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0), None)
 

@@ -6,7 +6,7 @@ Letters: G groups of nets (one a learning rate), K nets in a group, M = G K nets
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,8 @@ class StackedNets(nn.Module):
 
     Each parameter is held as G stacks of K, so that an optimizer can give each group a learning rate of its own. The nets do
     not touch each other: the gradient of the sum of their losses is each one's own gradient. A
-    `SharedBottom` runs its own batched product; any other net goes through `vmap`.
+    `SharedBottom` runs its own batched product; any other net goes through `vmap`, or one after another where it holds a layer
+    that `vmap` knows no rule for, such as a GRU.
 
     Args:
         nets: M nets of one architecture, group after group.
@@ -48,7 +49,8 @@ class StackedNets(nn.Module):
             self.register_buffer(f"buffer{i}", torch.cat([buffers[name] for _, buffers in states]))
         self.chosen: Tensor | None = None
         # Held in a list so that it is no submodule: it has no weights of its own to move, train or save.
-        self._template = [copy.deepcopy(nets[0]).to("meta")]
+        self._template = [copy.deepcopy(nets[0])]
+        self._runs_batched: bool | None = None
 
     def narrow(self, chosen: Tensor) -> bool:
         """From now on map rows of the chosen nets alone, in their order: the others have finished training.
@@ -80,7 +82,13 @@ class StackedNets(nn.Module):
         def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], rows: Tensor) -> Tensor:
             return functional_call(template, (parameters, buffers), (rows,))
 
-        return vmap(one, randomness="different")(parameters, buffers, x)
+        side_by_side = vmap(one, randomness="different")
+        if self._runs_batched is None:
+            self._runs_batched = _runs(side_by_side, parameters, buffers, x)
+        if self._runs_batched:
+            return side_by_side(parameters, buffers, x)
+        own = [[{name: held[m] for name, held in state.items()} for state in (parameters, buffers)] for m in range(len(x))]
+        return torch.stack([one(*state, rows) for state, rows in zip(own, x, strict=True)])
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         stacks = [list(group.parameters()) for group in self.groups]
@@ -96,6 +104,17 @@ class StackedNets(nn.Module):
         group, place = divmod(m, per_group)
         state = {name: weights[f"groups.{group}.{i}"][place] for i, name in enumerate(self.names)}
         return state | {name: weights[f"buffer{i}"][m] for i, name in enumerate(self.buffer_names)}
+
+
+def _runs(side_by_side: Callable[..., Tensor], parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> bool:
+    """Whether all layers know how to be batched; nothing is moved, the generator neither."""
+    kept = {name: buffer.clone() for name, buffer in buffers.items()}
+    with torch.no_grad(), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+        try:
+            side_by_side(parameters, kept, x)
+        except RuntimeError:
+            return False
+    return True
 
 
 def keep_better(best: dict[str, Tensor], current: dict[str, Tensor], improved: Tensor) -> None:

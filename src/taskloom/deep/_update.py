@@ -25,9 +25,11 @@ class UpdateStep(ABC):
         all_present: set by the loop where no label is missing, so that no task can be absent from a batch.
         own_rows: set by the loop where each task has rows of its own. A closure may then be called with a list of task numbers:
             only these tasks' rows go through the net, and the losses of the others are NaN.
+        masks_absent: set by the loop, whose losses are such that one without labels leaves the gradients of the others finite.
     """
 
     all_present: bool = False
+    masks_absent: bool = False
     own_rows: bool = False
 
     def meet(self, net: nn.Module) -> None:  # noqa: B027
@@ -67,10 +69,10 @@ class SumStep(UpdateStep):
 
     Args:
         optimizer: of all weights, as `Fabric.setup` gives it.
-        fabric: whose precision scales the backward pass.
+        fabric: whose precision scales the backward pass; None for none.
     """
 
-    def __init__(self, optimizer: Optimizer, fabric: Fabric) -> None:
+    def __init__(self, optimizer: Optimizer, fabric: Fabric | None) -> None:
         self.optimizer, self.fabric = optimizer, fabric
 
     def trunk_passes(self, n_tasks: int) -> tuple[float, float]:  # noqa: ARG002
@@ -81,7 +83,8 @@ class SumStep(UpdateStep):
         """One step down the summed losses of the tasks that are present."""
         self.optimizer.zero_grad()
         losses = closure()
-        self.fabric.backward(losses.sum() if self.all_present else losses.nansum())
+        total = losses.sum() if self.all_present else losses.nansum()
+        total.backward() if self.fabric is None else self.fabric.backward(total)
         self.optimizer.step()
         return losses.detach()
 

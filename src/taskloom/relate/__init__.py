@@ -7,8 +7,8 @@ An `Affinity` is a K x K matrix with a direction (row = receiver, column = sourc
     groups = select(affinity, budget=3)
 
 `survey` takes a first look at a table: a measure, its groups, and how far both agree with themselves and with the labels.
-`select` is exact up to 18 tasks, and says how far from the optimum it may be among its candidates beyond. `train_groups`
-trains groups for real, many nets side by side, and `verify` chooses again in the light of what they came to.
+`select` is exact up to 18 tasks (16 with costs), and says how far from the best of its candidates it may be beyond.
+`train_groups` trains groups for real, many nets side by side, and `verify` chooses again in the light of what they came to.
 """
 
 from taskloom.relate._affinity import Affinity, Cost, as_affinity

@@ -6,6 +6,7 @@ Letters: K tasks, A (K, K) affinity, row = receiver, column = source.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_arrays
 
-from taskloom.tasks import Array, DataError, unknown, write_file
+from taskloom.tasks import Array, DataError, is_number, unknown, write_file
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -63,7 +64,7 @@ class Affinity:
     """How much task j (column, the source) helps task i (row, the receiver), as a measure sees it.
 
     Attributes:
-        values: (K, K), NaN where nothing is known; the diagonal plays no part unless `has_own`.
+        values: (K, K), NaN where nothing is known; the diagonal plays no part unless `has_own`. A copy that cannot be written.
         tasks: K names.
         measure: that gave it.
         higher_is_better: False for distances.
@@ -74,7 +75,8 @@ class Affinity:
         notes: what its reader should know.
 
     Raises:
-        DataError: values that are no (K, K) matrix of the K tasks, infinite, or names that are not unique.
+        DataError: values that are no (K, K) matrix of the K tasks, infinite, names that are not unique, or a `zero` that is
+            no finite number.
 
     Examples:
         >>> affinity = Affinity(np.array([[0.0, 0.4], [0.2, 0.0]]), ["sun", "rain"], "labels")
@@ -93,7 +95,9 @@ class Affinity:
     notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        values = np.asarray(self.values, dtype=np.float64)
+        # A copy that nobody writes to: what was checked stays so.
+        values = np.array(self.values, dtype=np.float64)
+        values.setflags(write=False)
         tasks, K = [str(name) for name in self.tasks], len(self.tasks)
         if values.shape != (K, K) or not K:
             raise DataError(f"`values` has shape {values.shape} for {K} tasks; need (K, K), row = receiver, column = source")
@@ -103,6 +107,8 @@ class Affinity:
         twice = next((name for name in tasks if tasks.count(name) > 1), None)
         if twice is not None:
             raise DataError(f"`tasks` names {twice!r} twice; give each task a name of its own")
+        if self.zero is not None and not (is_number(self.zero) and math.isfinite(self.zero)):
+            raise DataError(f"`zero`={self.zero!r}; need a finite number in units of the values, or None")
         object.__setattr__(self, "values", values)
         object.__setattr__(self, "tasks", tasks)
 
@@ -267,7 +273,7 @@ class Affinity:
             "stability": None if np.isnan(self.stability) else self.stability,
             "notes": list(self.notes),
         }
-        metadata = {"format": FORMAT, "version": str(VERSION), "head": json.dumps(head)}
+        metadata = {"format": FORMAT, "version": str(VERSION), "head": json.dumps(head, default=plain)}
         write_file(Path(path), save_arrays({"values": np.ascontiguousarray(self.values)}, metadata))
 
     @classmethod
@@ -298,6 +304,13 @@ class Affinity:
         from taskloom.relate._pictures import heat_map
 
         return heat_map(self)
+
+
+def plain(value: Any) -> Any:
+    """A number of numpy's as one of Python's, for JSON."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{value!r} is nothing that JSON can hold")
 
 
 def as_affinity(given: Affinity | Array, tasks: Sequence[str] | None = None) -> Affinity:

@@ -20,7 +20,8 @@ from sklearn.mixture import GaussianMixture
 from taskloom.relate._affinity import Affinity, as_affinity
 from taskloom.relate._arrays import Members
 from taskloom.relate._groups import Groups
-from taskloom.tasks import Array, DataError, OptionError, Rows, unknown
+from taskloom.relate._options import check_whole
+from taskloom.tasks import Array, DataError, OptionError, Rows, is_number, is_whole, unknown
 
 METHODS = ("spectral", "gmm", "louvain", "affinity_propagation")
 # Tried when the number of groups is not given.
@@ -62,7 +63,8 @@ def cluster(
 
     Raises:
         DataError: the affinity is infinite, or knows no pair.
-        OptionError: a number of groups or a posterior out of range, or a number that the method does not reach.
+        OptionError: a number of groups, a seed or a posterior out of range, or a number of groups that the method does not
+            reach.
         UnknownNameError: no such method.
 
     Examples:
@@ -75,7 +77,7 @@ def cluster(
     start = perf_counter()
     affinity = as_affinity(affinity)
     K = affinity.n_tasks
-    _check(affinity, n_groups, method, posterior)
+    _check(affinity, n_groups, method, seed, posterior)
     similarity = affinity.similarity()
     off = similarity[~np.eye(K, dtype=bool)]
     if K == 1 or n_groups == 1:
@@ -87,6 +89,8 @@ def cluster(
     else:
         belongs = _METHODS[method](similarity, n_groups, seed)
     labels = belongs.argmax(axis=1)
+    if n_groups is not None and len(np.unique(labels)) < n_groups:
+        raise _not_reached(n_groups, method)
     members = _one_hot(labels).astype(bool)
     if posterior is not None:
         used = np.unique(labels)
@@ -94,13 +98,14 @@ def cluster(
     return _as_groups(affinity, members, np.unique(labels, return_inverse=True)[1], method, perf_counter() - start)
 
 
-def _check(affinity: Affinity, n_groups: int | None, method: str, posterior: float | None) -> None:
+def _check(affinity: Affinity, n_groups: int | None, method: str, seed: int, posterior: float | None) -> None:
     K = affinity.n_tasks
     if method not in METHODS:
         raise unknown("clustering method", method, METHODS)
-    if n_groups is not None and (isinstance(n_groups, bool) or n_groups != int(n_groups) or not 1 <= n_groups <= K):
+    if n_groups is not None and not (is_whole(n_groups, 1) and n_groups <= K):
         raise OptionError(f"`n_groups`={n_groups!r}; need a whole number from 1 to {K}, the number of tasks, or None")
-    if posterior is not None and (method != "gmm" or not 0 < posterior <= 1):
+    check_whole("seed", seed, least=0)
+    if posterior is not None and not (method == "gmm" and is_number(posterior) and 0 < posterior <= 1):
         raise OptionError(f"`posterior`={posterior!r} with `method`={method!r}; need a number in (0, 1], and the method 'gmm'")
     if K > 1 and np.isnan(affinity.off_diagonal).all():
         raise DataError("`affinity` knows no pair of tasks, all are NaN; measure some")

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from taskloom.relate._affinity import Affinity, Cost
 from taskloom.relate._joint_run import trained
-from taskloom.relate._options import MeasureOptions, Model
+from taskloom.relate._options import MeasureOptions, Model, check_positive, check_whole
 from taskloom.relate._readings import View, batch_of, joint_view
-from taskloom.relate._rows import choose_own_rows, choose_rows, correlation_of_pairs, parts_of, task_names
-from taskloom.tasks import Array, OptionError, Rows, Task, TaskData
+from taskloom.relate._rows import check_data, choose_own_rows, choose_rows, correlation_of_pairs, parts_of, task_names
+from taskloom.tasks import Array, DataError, OptionError, Rows, Task, TaskData, is_whole
 
 _STEPS = 30
 
@@ -104,7 +104,7 @@ def gradtag(
     are one logistic regression. Tasks count alike. Half of the rows are for fitting and half for judging, and the other way
     round. What a set does to task i is 1 - L_i(set) / L_i({i}), and the affinity is the mean of that over the sets that hold
     both tasks, less the mean over all sets that hold i: tasks differ in how well any company suits them, and that would
-    drown out what is between two of them.
+    drown out what is between two of them. So only the order of values means something: none of them is learning alone.
 
     It asks what is still to be gained from company around the net: where a long joint run has left nothing to gain, it has
     little to tell.
@@ -115,17 +115,17 @@ def gradtag(
         options: of the joint run; `n_rows`, `seed`, `at_once`.
         d: numbers of a projection.
         n_sets: random sets; None: as many as it takes for a pair to meet in ten of them.
-        set_size: tasks of a set; None: half of them, between 2 and 10.
+        set_size: tasks of a set, fewer than all; None: half of them, between 2 and 10.
         ridge: strength of the regression, as a share of the mean diagonal of its curvature. The weaker, the further a set may
             move from the joint net, where linearity is no longer to be trusted.
 
     Returns:
-        Row = receiver; 0 is what the receiver has of company in the mean. `stability` is the correlation of both ways of
-        halving the rows.
+        Row = receiver; 0 is what the receiver has of company in the mean, which is no `zero`. `stability` is the correlation
+        of both ways of halving the rows.
 
     Raises:
         OptionError: a number outside of what it may be, or a net that does not fit the tasks or shares no weights.
-        DataError: fewer than two tasks, or features that are not finite.
+        DataError: fewer than three tasks, of which all sets are the same, or features that are not finite.
         FitError: the joint run failed.
 
     Examples:
@@ -138,11 +138,10 @@ def gradtag(
         3
     """
     options = options or MeasureOptions()
+    check_data(data)
     n_sets, size = _plan(data.n_tasks, n_sets, set_size)
-    if d < 1:
-        raise OptionError(f"`d`={d}: give a whole number of at least 1")
-    if not (math.isfinite(ridge) and ridge > 0):
-        raise OptionError(f"`ridge`={ridge}: give a positive number")
+    check_whole("d", d)
+    check_positive("ridge", ridge)
     net, cost = trained(model, data, options)
     start = perf_counter()
     view = joint_view(net, data)
@@ -153,16 +152,20 @@ def gradtag(
     cost += replace(passes, seconds=perf_counter() - start)
     notes = [f"{len(sets)} sets of {size} tasks, {d} projections"]
     values = np.mean(halves, axis=0)
-    return Affinity(values, task_names(data), "gradtag", zero=0.0, cost=cost, stability=stability, notes=notes)
+    return Affinity(values, task_names(data), "gradtag", cost=cost, stability=stability, notes=notes)
 
 
 def _plan(K: int, n_sets: int | None, set_size: int | None) -> tuple[int, int]:
     """How many sets of how many tasks."""
+    if K < 3:
+        raise DataError(f"`data` has {K} tasks; `gradtag` compares the company of a task and takes three, take another measure")
     size = set_size if set_size is not None else min(max(K // 2, 2), 10)
-    if not 2 <= size <= max(K, 2):
-        raise OptionError(f"`set_size`={size}: give a number of tasks from 2 to {K}")
-    if n_sets is not None and n_sets < 1:
-        raise OptionError(f"`n_sets`={n_sets}: give a whole number of at least 1")
+    if not is_whole(size, 2) or size >= K:
+        raise OptionError(
+            f"`set_size`={size!r}: give a whole number from 2 to {K - 1}; sets of all {K} tasks tell nothing apart"
+        )
+    if n_sets is not None:
+        check_whole("n_sets", n_sets)
     return n_sets or math.ceil(10 * K * (K - 1) / (size * (size - 1))), size
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from taskloom.deep import GroupFitOptions, GroupFits, NetFactory, fit_groups
 from taskloom.relate._affinity import Cost
-from taskloom.relate._arrays import Members
+from taskloom.relate._arrays import Members, check_members
 from taskloom.relate._groups import Groups
 from taskloom.relate._options import Model
 from taskloom.relate._rows import check_data, task_names
@@ -178,7 +178,7 @@ def train_groups(
 
     Raises:
         DataError: fewer than two tasks, features that are not finite, a task without labels, or a group that is empty.
-        OptionError: a net that does not fit the tasks, or what is known is of other tasks or seeds, or lacks test losses.
+        OptionError: a net that does not fit the tasks; what is known is of other tasks or seeds, or only one has test losses.
         UnknownNameError: a group holds a name that is no task.
         FitError: every learning rate diverged for a group.
 
@@ -207,6 +207,8 @@ def train_groups(
     wanted = _once(wanted)[0 if known is None else len(known.members) :]
     if known is not None and not len(wanted):
         return known
+    if known is not None and known.test_losses is not None and test is None:
+        raise OptionError("`test`=None, but what is `known` was judged on test rows; give the same ones for the new groups")
     start = perf_counter()
     fits = fit_groups(_maker(net), train, validation, wanted, options=options, test=test)
     cost = _cost(fits, train, validation, options, perf_counter() - start)
@@ -223,7 +225,7 @@ def as_members(groups: Sets, tasks: Sequence[str]) -> Members:
     """(G, K) of groups that are given by names, or as that already.
 
     Raises:
-        DataError: an empty group, or a shape that does not fit.
+        DataError: an empty group, a name in the place of a group, or an array that says not who is in which.
         UnknownNameError: a name that is no task.
 
     Examples:
@@ -232,10 +234,11 @@ def as_members(groups: Sets, tasks: Sequence[str]) -> Members:
     """
     K = len(tasks)
     if isinstance(groups, np.ndarray):
-        members = groups.astype(bool)
-        if members.ndim != 2 or members.shape[1] != K:
-            raise DataError(f"`groups` has shape {members.shape}; need (G, {K}), true where a task is in a group")
+        members = check_members("groups", groups, K)
     else:
+        name = next((names for names in (groups if not isinstance(groups, Groups) else ()) if isinstance(names, str)), None)
+        if name is not None:
+            raise DataError(f"`groups` holds the name {name!r} where a group is needed; give each group as a tuple of names")
         sets = groups.sets if isinstance(groups, Groups) else [tuple(names) for names in groups]
         for name in (name for names in sets for name in names):
             if name not in tasks:

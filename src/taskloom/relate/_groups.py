@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from taskloom.relate._affinity import plain
 from taskloom.tasks import DataError, Rows, unknown, write_file
 
 FORMAT, VERSION = "taskloom groups", 1
@@ -136,7 +137,8 @@ class Groups:
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> Self:
         """Out of what `to_dict` gave."""
-        values = {task: math.nan if value is None else float(value) for task, value in saved["values"].items()}
+        given = {task: saved["values"][task] for task in saved["tasks"]}
+        values = {task: math.nan if value is None else float(value) for task, value in given.items()}
         return cls(
             tuple(saved["tasks"]),
             tuple(tuple(each) for each in saved["sets"]),
@@ -156,7 +158,7 @@ class Groups:
             OutputError: it cannot be written.
         """
         content = {"format": FORMAT, "version": VERSION, **self.to_dict()}
-        write_file(Path(path), json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        write_file(Path(path), json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False, default=plain) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -167,11 +169,13 @@ class Groups:
         """
         try:
             saved = json.loads(Path(path).read_text(encoding="utf-8"))
-            if saved["format"] != FORMAT or saved["version"] != VERSION:
-                raise DataError(f"`path`='{path}' holds no groups of version {VERSION}; choose them anew with this taskloom")
-            return cls.from_dict(saved)
-        except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            is_ours = (saved["format"], saved["version"]) == (FORMAT, VERSION)
+            groups = cls.from_dict(saved) if is_ours else None
+        except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise DataError(f"`path`='{path}' holds no saved groups ({error}); give a file that `Groups.save` wrote") from error
+        if groups is None:
+            raise DataError(f"`path`='{path}' holds no groups of version {VERSION}; choose them anew with this taskloom")
+        return groups
 
 
 def _known(value: float) -> float | None:

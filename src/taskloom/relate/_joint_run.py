@@ -23,7 +23,8 @@ from torch.func import functional_call
 
 from taskloom.deep import SumStep, UpdateStep, fit, is_shared, task_gradients
 from taskloom.relate._affinity import Affinity, Cost
-from taskloom.relate._options import MeasureOptions, Model
+from taskloom.relate._options import MeasureOptions, Model, check_whole
+from taskloom.relate._put_back import put_back
 from taskloom.relate._readings import new_net
 from taskloom.relate._rows import HalvedMean, check_data
 from taskloom.tasks import Array, FitError, OptionError, TaskData
@@ -42,14 +43,13 @@ class Watch(ABC):
     """
 
     def __init__(self, every: int = 10) -> None:
-        if every < 1:
-            raise OptionError(f"`every`={every}: give a whole number of steps, at least 1")
+        check_whole("every", every)
         self.every, self.cost = every, Cost()
         self.net: nn.Module = nn.Identity()
 
     def meet(self, net: nn.Module, data: TaskData, options: MeasureOptions) -> None:
         """What it will look at, before the first step."""
-        self.net, self.data, self.options = net, data, options
+        self.net, self.data, self.options, self.cost = net, data, options, Cost()
 
     @abstractmethod
     def look(self, closure: Closure) -> None:
@@ -135,47 +135,49 @@ class GradientWatch(Watch):
 
     def __init__(self, every: int = 10) -> None:
         super().__init__(every)
-        self.shared: list[str] | None = None
+        self.shared: set[str] = set()
         self.mean = HalvedMean(1)
 
     def meet(self, net: nn.Module, data: TaskData, options: MeasureOptions) -> None:
         """Start with nothing seen."""
         super().meet(net, data, options)
-        self.mean = HalvedMean(data.n_tasks)
+        self.shared, self.mean = set(), HalvedMean(data.n_tasks)
         self.tasks = [task.name for task in data.tasks]
 
     def look(self, closure: Closure) -> None:
         """See what `observe` makes of losses and gradients."""
         start = perf_counter()
         weights = {name: weight.detach() for name, weight in self.net.named_parameters()}
-        names = self.shared or [name for name in weights if name.startswith("encoder.")] or [*weights]
+        moving = [name for name, weight in self.net.named_parameters() if weight.requires_grad]
+        names = [name for name in moving if name.startswith("encoder.")] or moving
         for name in names:
             weights[name] = weights[name].clone().requires_grad_()
         losses = self.losses(closure, weights)
         present = torch.nonzero(~losses.detach().isnan()).squeeze(1)
-        if len(present) > 1:
-            found = task_gradients(losses[present], [weights[name] for name in names])
-            gradients = {name: jac for name, jac in zip(names, found, strict=True) if is_shared(jac)}
-            if self.shared is None:
-                self.shared = [*gradients]
-            if not gradients:
-                raise OptionError("`model` has no weights that several tasks use; give a net whose tasks share a trunk")
-            with torch.no_grad():
-                plain = {name: weight.detach() for name, weight in weights.items()}
-                values = self.observe(closure, losses.detach(), gradients, plain)
-            full = np.full((self.data.n_tasks,) * 2, np.nan)
-            place = present.cpu().numpy()
-            full[np.ix_(place, place)] = values.double().cpu().numpy()
-            self.mean.add(full[None])
-        rows = self.options.batch_size * (1 if self.data.is_shared else self.data.n_tasks)
         k = len(present)
+        if k > 1:
+            found = task_gradients(losses[present], [weights[name] for name in names])
+            # A rare task is in few batches: what it shares is learnt from look to look.
+            self.shared |= {name for name, jac in zip(names, found, strict=True) if is_shared(jac)}
+            if not self.shared and k == len(losses):
+                raise OptionError("`model` has no weights that several tasks use; give a net whose tasks share a trunk")
+            gradients = {name: jac for name, jac in zip(names, found, strict=True) if name in self.shared}
+            if gradients:
+                with torch.no_grad():
+                    plain = {name: weight.detach() for name, weight in weights.items()}
+                    values = self.observe(closure, losses.detach(), gradients, plain)
+                full = np.full((self.data.n_tasks,) * 2, np.nan)
+                place = present.cpu().numpy()
+                full[np.ix_(place, place)] = values.double().cpu().numpy()
+                self.mean.add(full[None])
+        rows = self.options.batch_size * (1 if self.data.is_shared else self.data.n_tasks)
         self.cost += Cost(rows * self.passes(k), rows * k, perf_counter() - start)
 
     def losses(self, closure: Closure, weights: Mapping[str, Tensor]) -> Tensor:
         """Losses (K,) of the batch with other weights; the net, its buffers and the generator stay as they are."""
         buffers = {f"net.{name}": buffer.clone() for name, buffer in self.net.named_buffers()}
         # The same masks of dropout each time: it starts where the generator stands, which is put back there.
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), put_back(self.net):
             given = {**{f"net.{name}": weight for name, weight in weights.items()}, **buffers}
             return functional_call(_Losses(self.net, closure), given, ())
 
@@ -202,12 +204,12 @@ class GradientWatch(Watch):
     def state_dict(self) -> dict[str, Any]:
         """What was seen."""
         sums, counts = torch.from_numpy(self.mean.sums.copy()), torch.from_numpy(self.mean.counts.copy())
-        return {"sums": sums, "counts": counts, "seen": self.mean.seen, "shared": self.shared or []}
+        return {"sums": sums, "counts": counts, "seen": self.mean.seen, "shared": sorted(self.shared)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict`."""
         self.mean.sums, self.mean.counts = (state[name].cpu().numpy().copy() for name in ("sums", "counts"))
-        self.mean.seen, self.shared = int(state["seen"]), list(state["shared"]) or None
+        self.mean.seen, self.shared = int(state["seen"]), set(state["shared"])
 
 
 @dataclass

@@ -107,7 +107,8 @@ def pearson(Y: Array) -> Array:
     """
     known = np.isfinite(Y)
     # Centred first, for digits' sake.
-    filled, w = np.where(known, Y - np.nanmean(Y, axis=0), 0.0), known.astype(float)
+    means = np.where(known, Y, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    filled, w = np.where(known, Y - means, 0.0), known.astype(float)
     n = np.maximum(w.T @ w, 1.0)
     sums, squares = filled.T @ w, (filled**2).T @ w
     covariance = filled.T @ filled / n - sums * sums.T / n**2

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from taskloom.relate._affinity import Affinity
 from taskloom.relate._joint_run import Closure, GradientWatch, watched
-from taskloom.relate._options import MeasureOptions, Model
-from taskloom.tasks import OptionError, TaskData
+from taskloom.relate._options import MeasureOptions, Model, check_positive
+from taskloom.tasks import TaskData
 
 
 class LookaheadWatch(GradientWatch):
@@ -22,7 +22,8 @@ class LookaheadWatch(GradientWatch):
     TAG (Fifty et al., NeurIPS 2021, arXiv 2109.04617), with the affinity as the released code has it, divided by the step so
     that it does not hang on it. Heads are not moved. What differs from that code: nothing is edited in place, statistics of
     BatchNorm are not moved by looks, masks of dropout are the same before and after, and the step is a plain one, without
-    momentum and weight decay, whatever the optimizer of the run is.
+    momentum and weight decay, whatever the optimizer of the run is. The affinity has a `zero`, so that `select` leaves alone
+    what nobody helps; TAG never does, and for its groups takes `dataclasses.replace(affinity, zero=None)`.
 
     Args:
         every: steps from one look to the next.
@@ -37,8 +38,8 @@ class LookaheadWatch(GradientWatch):
 
     def __init__(self, every: int = 10, step: float | None = None) -> None:
         super().__init__(every)
-        if step is not None and not step > 0:
-            raise OptionError(f"`step`={step}: give a positive number, or None for the learning rate of the run")
+        if step is not None:
+            check_positive("step", step, ", or None for the learning rate of the run")
         self.eta = step
 
     def passes(self, k: int) -> int:

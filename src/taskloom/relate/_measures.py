@@ -68,6 +68,17 @@ def measure(name: str, model: Model, data: TaskData, options: MeasureOptions) ->
         return MEASURES[name](model, data, options)
 
 
+def unfit(name: str, data: TaskData) -> str:
+    """Why a measure cannot be taken of such tasks, whatever their values; nothing where it can."""
+    if name == "divergence" and data.is_shared:
+        return "`measure`='divergence' compares rows, and these tasks share theirs; take 'labels'"
+    if name == "datamap" and not data.is_shared:
+        return "`measure`='datamap' compares tasks row by row, and each of these has rows of its own; take 'divergence'"
+    if name == "gradtag" and data.n_tasks < 3:
+        return "`measure`='gradtag' compares the company of a task and takes three tasks; take 'labels'"
+    return ""
+
+
 def check_grouping(method: str) -> None:
     """Refuse a method of making groups that is none.
 

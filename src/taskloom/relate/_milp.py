@@ -27,6 +27,8 @@ _RANGE = 100.0
 _FIRST = 150
 # HiGHS meets its constraints to about 1e-7; nothing this close to the best is left out.
 _SLACK = 1e-4
+# The scale is set anew where what no good choice can use makes it so many times too coarse.
+_FINER = 10.0
 
 
 @dataclass(frozen=True)
@@ -50,17 +52,32 @@ def best_of_candidates(given: Candidates, time_limit: float) -> Choice:
     given = given.take(usable)
     if not np.isfinite(given.values).any(axis=0).all():
         raise OptionError(f"`budget`={given.budget:g} buys no group for one of the tasks; raise it or lower the costs")
-    scaled, undo = _scaled(given)
+    known: Rows | None = None
+    while True:
+        unit, choice = _solved(given, known, deadline)
+        # A gain far below all others makes the scale too coarse to tell these apart; no choice as good as this one has it.
+        rows, useful = _useful(given, choice.serving)
+        if not _unit(useful) < unit / _FINER or perf_counter() > deadline:
+            return replace(choice, serving=usable[choice.serving])
+        given, usable, known = useful, usable[rows], np.searchsorted(rows, choice.serving)
+
+
+def _solved(given: Candidates, known: Rows | None, deadline: float) -> tuple[float, Choice]:
+    """The best choice, no worse than one that is known, and the unit of the scale that it was found on."""
+    scaled, unit, undo = _scaled(given)
     # Half of the time at most: an integer programme of what is left proves more than further steps.
-    found = find_prices(scaled, perf_counter() + time_limit / 2)
+    found = find_prices(scaled, (perf_counter() + deadline) / 2)
+    if known is not None:
+        _keep_better(found, (known, float(scaled.values[known, np.arange(len(known))].sum()), -np.inf))
     bound = found.judged.bound
     if found.gap > CLOSE:
         bound = min(bound, _finished(scaled, found, deadline))
     if found.serving is None:
         raise OptionError(
-            f"`budget`={given.budget:g} buys no groups that serve all tasks, or `time_limit` was too short; raise it"
+            f"`budget`={given.budget:g} buys no groups among the candidates that serve all tasks, or `time_limit` was too "
+            "short; raise it"
         )
-    return Choice(usable[found.serving], undo(max(bound, found.value)))
+    return unit, Choice(found.serving, undo(max(bound, found.value)))
 
 
 def _finished(given: Candidates, found: Found, deadline: float) -> float:
@@ -90,14 +107,32 @@ def _keep_better(found: Found, solved: tuple[Rows | None, float, float]) -> floa
     return max(bound, found.value)
 
 
-def _scaled(given: Candidates) -> tuple[Candidates, Callable[[float], float]]:
-    """Gains of each task from 0 downwards, stretched; and the way back from a total."""
-    best = given.values.max(axis=0)
-    below = np.where(np.isfinite(given.values), given.values - best, 0.0)
-    unit = float(-below.min()) / _RANGE or 1.0
-    values = np.where(np.isfinite(given.values), below / unit, -np.inf)
-    total = float(best.sum())
-    return replace(given, values=values), lambda bound: total + unit * bound
+def _below(given: Candidates) -> Array:
+    """(G, K) gains of each task from 0 downwards, -inf where a group cannot serve it."""
+    return given.values - given.values.max(axis=0)
+
+
+def _unit(given: Candidates) -> float:
+    below = _below(given)
+    return float(-below[np.isfinite(below)].min()) / _RANGE
+
+
+def _scaled(given: Candidates) -> tuple[Candidates, float, Callable[[float], float]]:
+    """Gains of each task from 0 downwards, stretched; their unit, and the way back from a total."""
+    unit, total = _unit(given), float(given.values.max(axis=0).sum())
+    return replace(given, values=_below(given) / (unit or 1.0)), unit, lambda bound: total + (unit or 1.0) * bound
+
+
+def _useful(given: Candidates, serving: Rows) -> tuple[Rows, Candidates]:
+    """Candidates, by their rows, of which a choice may be as good as the one in hand, and what they may serve in it."""
+    below = _below(given)
+    lost = float(below[serving, np.arange(len(serving))].sum()) * (1 + 1e-9)
+    if not given.overlap:
+        rows = np.flatnonzero(np.where(given.members, below, 0.0).sum(axis=1) >= lost)
+        return rows, given.take(rows)
+    values = np.where(below >= lost, given.values, -np.inf)
+    rows = np.flatnonzero(np.isfinite(values).any(axis=1))
+    return rows, replace(given, values=values).take(rows)
 
 
 def _integer(given: Candidates, kept: Members, deadline: float) -> tuple[Rows | None, float, float]:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from taskloom.deep import FitOptions
-from taskloom.tasks import OptionError, Task, is_whole
+from taskloom.tasks import OptionError, Task, is_number, is_whole
 
 # A net that stands as it is, or a maker of nets: maps the shape of a row and tasks to one.
 Model = nn.Module | Callable[[tuple[int, ...], Sequence[Task]], nn.Module]
@@ -32,8 +32,18 @@ def check_grow(grow: float | None) -> None:
     Raises:
         OptionError: names it.
     """
-    if grow is not None and not 0 < grow <= 1:
-        raise OptionError(f"`grow`={grow}: give a correlation above 0 and at most 1, or None")
+    if grow is not None and not (is_number(grow) and 0 < grow <= 1):
+        raise OptionError(f"`grow`={grow!r}: give a correlation above 0 and at most 1, or None")
+
+
+def check_positive(name: str, value: Any, otherwise: str = "") -> None:
+    """Refuse what is no positive finite number.
+
+    Raises:
+        OptionError: names it.
+    """
+    if not is_number(value) or not 0 < value < math.inf:
+        raise OptionError(f"`{name}`={value!r}: give a positive number{otherwise}")
 
 
 class AffinityWarning(UserWarning):
@@ -77,8 +87,7 @@ class MeasureOptions:
     def __post_init__(self) -> None:
         for name, least in (("n_rows", 2), ("steps", 1), ("batch_size", 1), ("every", 1), ("at_once", 1), ("seed", 0)):
             check_whole(name, getattr(self, name), least)
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise OptionError(f"`learning_rate`={self.learning_rate}: give a positive number")
+        check_positive("learning_rate", self.learning_rate)
 
     def fit_options(self) -> FitOptions:
         """Of the joint run: all its steps, with a look at the losses at its end alone."""

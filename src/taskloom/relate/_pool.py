@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 
 import numpy as np
-from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.cluster.hierarchy import fcluster, leaves_list, linkage
 from sklearn.cluster import KMeans
 from sklearn.manifold import spectral_embedding
 
@@ -67,6 +67,22 @@ def _spectral_cuts(similarity: Array, seed: int) -> Members:
         points = spectral_embedding(weights, n_components=most, random_state=seed, drop_first=False)
         cuts = [KMeans(k, n_init=3, random_state=seed).fit_predict(points[:, :k]) for k in range(2, most + 1)]
     return np.concatenate([labels == np.unique(labels)[:, None] for labels in cuts])
+
+
+def even_cuts(similarity: Array, alone: Array) -> Members:
+    """(G, K) the parts of partitions into 1 to K groups of nearly equal size, tasks that are alike beside each other.
+
+    Where costs depend on the size of a group, some of them may be all that a budget can buy.
+
+    Examples:
+        >>> even_cuts(np.eye(4), np.full(4, -np.inf)).sum(axis=1).tolist()
+        [2, 2, 4]
+    """
+    K = len(similarity)
+    order = np.arange(K) if K < 3 else leaves_list(linkage((1 - similarity)[np.triu_indices(K, 1)], "average"))
+    parts = [part for b in range(1, K + 1) for part in np.array_split(order, b)]
+    sets = np.array([np.isin(np.arange(K), part) for part in parts if len(part) > 1 or np.isfinite(alone[part[0]])])
+    return np.unique(sets, axis=0)
 
 
 def improved(worth: Callable[[Members], tuple[Array, Members]], serving: Members, rounds: int = 100) -> Members:

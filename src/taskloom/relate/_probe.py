@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
+from taskloom.relate._put_back import put_back
 from taskloom.tasks import OptionError
 
 # Maps outputs (B, D) of the module to M cotangents (M, B, D).
@@ -65,7 +66,8 @@ class Probe:
         OptionError: there is no parameter to compare.
 
     Attributes:
-        is_linear: whether the closed form serves: all that is compared belongs to linear layers that are each used once.
+        is_linear: whether the closed form serves: all that is compared belongs to linear layers, each used once, and on rows
+            to try it gives the gradients that autograd gives (it does not where a weight has other uses).
         size: F of stand-ins.
 
     Examples:
@@ -90,7 +92,7 @@ class Probe:
         self.has = {
             name: tuple(f"{name}.{part}".lstrip(".") in compared for part in ("weight", "bias")) for name in self.layers
         }
-        self.is_linear = sum(map(sum, self.has.values())) == len(compared) and self._fires_once(rows[:2])
+        self.is_linear = sum(map(sum, self.has.values())) == len(compared) and self._closed_form_holds(rows)
         sizes = {name: weight.numel() for name, weight in body.named_parameters()}
         linear = sum(layer.out_features for layer in self.layers.values())
         self.size = linear if self.is_linear else sum(sizes[name] for name in self.names)
@@ -125,8 +127,18 @@ class Probe:
             )
             return vmap(back)(cotangent)[0]
 
-        found = vmap(of_row)(x, cotangents)
+        with put_back(self.body):
+            try:
+                found = vmap(of_row)(x, cotangents)
+            except RuntimeError:
+                # Some layers, such as a GRU, know no rule for many rows at once.
+                return torch.stack([self._one_by_one(row, each) for row, each in zip(x, cotangents, strict=True)])
         return torch.cat([found[name].flatten(2) for name in self.names], dim=2)
+
+    def _one_by_one(self, row: Tensor, cotangents: Tensor) -> Tensor:
+        """(M, P) gradients of one row, each by a pass of its own."""
+        found = [self._sum_of_gradients(row.unsqueeze(0), each.unsqueeze(0)) for each in cotangents]
+        return torch.stack([torch.cat([gradient.flatten() for gradient in each.values()]) for each in found])
 
     def stand_ins(self, x: Tensor, pull: Pull, norm: int) -> Tensor:
         """V (B, M, F) with the same distances in the 1-norm (`norm` 1) or inner products (2) as the gradients at each row."""
@@ -174,11 +186,31 @@ class Probe:
                 handle.remove()
         return outputs, seen
 
-    def _fires_once(self, rows: Tensor) -> bool:
+    def _closed_form_holds(self, rows: Tensor) -> bool:
         if not self.layers:
             return False
-        self._forward(rows)
-        return sorted(self._fired) == sorted((name, 2) for name in self.layers)
+        outputs, _ = self._forward(rows)
+        if sorted(self._fired) != sorted((name, 2) for name in self.layers):
+            return False
+        cotangent = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs)
+        closed: dict[str, Tensor] = {}
+        parts = self.parts(rows, lambda _: cotangent.unsqueeze(0))
+        for (name, _), part in zip(self._fired, parts, strict=True):
+            closed[f"{name}.weight".lstrip(".")] = part.delta[0].T @ part.h
+            closed[f"{name}.bias".lstrip(".")] = part.delta[0].sum(dim=0)
+        true = self._sum_of_gradients(rows, cotangent)
+        # Half of the digits: the sums are taken in other orders.
+        tolerance = max(float(gradient.abs().max()) for gradient in true.values()) * torch.finfo(self.dtype).eps ** 0.5
+        return all(bool(((closed[name] - gradient).abs() <= tolerance).all()) for name, gradient in true.items())
+
+    def _sum_of_gradients(self, rows: Tensor, cotangent: Tensor) -> dict[str, Tensor]:
+        """Of the compared parameters, over rows, by autograd."""
+        weights = {name: weight.detach() for name, weight in self.body.named_parameters()}
+        moved = {name: weights[name].requires_grad_() for name in self.names}
+        with torch.enable_grad(), put_back(self.body):
+            outputs = functional_call(self.body, {**weights, **moved}, (rows,))
+        found = torch.autograd.grad(outputs, [*moved.values()], cotangent, materialize_grads=True)
+        return dict(zip(moved, found, strict=True))
 
 
 def l1_distances(v: Tensor) -> Tensor:

@@ -21,6 +21,9 @@ from taskloom.relate._probe import Probe
 from taskloom.relate._rows import labels_of
 from taskloom.tasks import OptionError, Rows, Task, TaskData
 
+# Rows that a net is tried on.
+_TRIED = 8
+
 
 class Reading(Protocol):
     """How K tasks read outputs (B, D) of a body."""
@@ -130,7 +133,7 @@ def common_view(model: Model, data: TaskData, seed: int) -> View:
     C = max(task.n_outputs for task in data.tasks)
     one = Task("common", "multiclass", classes=tuple(range(C))) if C > 1 else Task("common")
     net = new_net(model, data, [one], seed)
-    x = tensor_of(data, slice(0, 2), net)
+    x = tensor_of(data, slice(0, _TRIED), net)
     with torch.no_grad():
         found = net.eval()(x).shape[1]
     if found != C:
@@ -145,7 +148,8 @@ def common_view(model: Model, data: TaskData, seed: int) -> View:
         names, note = _trunk_names(net), "tasks differ in their outputs: the weights of the trunk are compared"
         if not names:
             raise OptionError("`model`: tasks differ in their outputs, so that trunks are compared: name the trunk `encoder`")
-    if isinstance(net, SharedBottom):
+    # A subclass may compute something else.
+    if type(net) is SharedBottom:
         # As a sequence the head is a layer like the others; the net itself joins heads past their modules.
         names = [name.replace("encoder.", "0.").replace("heads.0.", "1.") for name in names]
         net = nn.Sequential(net.encoder, net.heads[0])
@@ -159,13 +163,13 @@ def joint_view(net: nn.Module, data: TaskData) -> View:
         OptionError: outputs that do not fit the tasks, or no weight that several tasks use.
     """
     net.eval()
-    x = tensor_of(data, slice(0, 2), net)
+    x = tensor_of(data, slice(0, _TRIED), net)
     expected = sum(task.n_outputs for task in data.tasks)
     with torch.no_grad():
         found = tuple(net(x).shape)
     if found != (len(x), expected):
         raise OptionError(f"`model` maps {len(x)} rows to {found}; it must give {(len(x), expected)}, columns in task order")
-    if isinstance(net, SharedBottom):
+    if type(net) is SharedBottom:
         heads = [(head.weight, head.bias) for head in net.heads if isinstance(head, nn.Linear)]
         names = [name for name, _ in net.encoder.named_parameters()]
         return View(Probe(net.encoder, names, x), HeadReading.of(heads), "the weights of the trunk are compared")
@@ -180,7 +184,7 @@ def _trunk_names(net: nn.Module) -> list[str]:
 
 def _names_in_common(net: nn.Module, x: Tensor, reading: ColumnReading) -> list[str]:
     """Parameters of which some number is moved by two tasks or more."""
-    named = dict(net.named_parameters())
+    named = {name: weight for name, weight in net.named_parameters() if weight.requires_grad}
     with torch.enable_grad():
         outputs = net(x)
         of_tasks = torch.stack([outputs[:, columns.unique()].sum() for columns in reading.index])

@@ -17,7 +17,7 @@ from taskloom.deep import JointRecipe, NetPredictor
 from taskloom.relate._affinity import Affinity
 from taskloom.relate._cluster import cluster
 from taskloom.relate._groups import Groups
-from taskloom.relate._measures import SELECT, check_grouping, check_measure, grouping_for, measure
+from taskloom.relate._measures import SELECT, check_grouping, check_measure, grouping_for, measure, unfit
 from taskloom.relate._options import MeasureOptions, check_whole
 from taskloom.relate._select import select
 from taskloom.tasks import (
@@ -30,6 +30,7 @@ from taskloom.tasks import (
     Recipe,
     RecipeFit,
     TaskData,
+    is_number,
     register_recipe,
 )
 
@@ -63,7 +64,8 @@ class GroupedRecipe(Recipe):
             pairs of a likeness and left the others in one heap.
         overlap: whether `select` may let a task help in groups that do not serve it.
         alone: what a task gains alone, in units of the measure: `select` leaves one alone that gains less from all others.
-            None: the measure's `zero`.
+            None: the measure's `zero`. `lookahead` has one, and its groups may differ from TAG's, which leave no task alone;
+            a very low number, such as -1e9, is TAG's rule.
         inner: trains each group: a recipe of one net with its net, its options and its update step.
         measuring: options of the measure; their seed is that of the fit.
         title: name in a study, if not `grouped`.
@@ -99,7 +101,7 @@ class GroupedRecipe(Recipe):
         check_measure(self.measure)
         check_grouping(self.method)
         check_whole("n_nets", self.n_nets)
-        if self.alone is not None and not (isinstance(self.alone, int | float | np.number) and np.isfinite(self.alone)):
+        if self.alone is not None and not (is_number(self.alone) and np.isfinite(self.alone)):
             raise OptionError(f"`alone`={self.alone!r}: give a finite number in units of the measure, or None")
         if not isinstance(self.inner, JointRecipe):
             raise OptionError(f"`inner`={self.inner!r}: give a recipe of one net, such as `JointRecipe()` or `AdaTaskRecipe()`")
@@ -111,11 +113,11 @@ class GroupedRecipe(Recipe):
         return self.inner.baseline()
 
     def refuses(self, data: TaskData) -> str:
-        """A single task, tasks that the recipe inside refuses, and a measure of rows that all tasks share."""
+        """A single task, tasks that the recipe inside refuses, and those of which the measure cannot be taken."""
         if data.n_tasks < 2:
             return f"`{self.label}` groups tasks and there is one only; leave it out"
-        if self.measure == "divergence" and data.is_shared:
-            return f"`measure`='divergence' of `{self.label}` compares rows, and these tasks share theirs; take 'labels'"
+        if reason := unfit(self.measure, data):
+            return f"`{self.label}`: {reason}"
         return self.inner.refuses(data)
 
     def fit(self, train: TaskData, validation: TaskData, *, seed: int, budget: int = 4) -> RecipeFit:

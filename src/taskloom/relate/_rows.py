@@ -142,12 +142,13 @@ class HalvedMean:
 
     def value(self) -> Array:
         """(K, K) mean of all, NaN where nothing was seen."""
-        return _ratio(self.sums.sum(axis=0), self.counts.sum(axis=0))
+        return ratio(self.sums.sum(axis=0), self.counts.sum(axis=0))
 
     def stability(self) -> float:
         """Correlation of the means of the two halves."""
-        return correlation_of_pairs(_ratio(self.sums[0], self.counts[0]), _ratio(self.sums[1], self.counts[1]))
+        return correlation_of_pairs(ratio(self.sums[0], self.counts[0]), ratio(self.sums[1], self.counts[1]))
 
 
-def _ratio(sums: Array, counts: Array) -> Array:
+def ratio(sums: Array, counts: Array) -> Array:
+    """Means out of sums and numbers of values; NaN where there are none."""
     return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)

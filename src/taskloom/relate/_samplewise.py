@@ -27,7 +27,7 @@ from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from taskloom.relate._affinity import Affinity, Cost
-from taskloom.relate._options import AffinityWarning, MeasureOptions, Model, check_grow
+from taskloom.relate._options import AffinityWarning, MeasureOptions, Model, check_grow, check_whole
 from taskloom.relate._probe import Probe, cosines, l1_distances
 from taskloom.relate._readings import View, batch_of, common_view, loss_gradients
 from taskloom.relate._rows import (
@@ -38,6 +38,7 @@ from taskloom.relate._rows import (
     correlation_of_pairs,
     labels_of,
     parts_of,
+    ratio,
     task_names,
 )
 from taskloom.tasks import Array, OptionError, Rows, TaskData
@@ -115,8 +116,7 @@ def samplewise(
 
 
 def _check(data: TaskData, starts: int, *, sign_invariant: bool) -> None:
-    if starts < 1:
-        raise OptionError(f"`starts`={starts}: give a whole number of at least 1")
+    check_whole("starts", starts)
     many = next((task.name for task in data.tasks if task.kind == "multiclass"), None)
     if sign_invariant and many is not None:
         raise OptionError(
@@ -165,7 +165,7 @@ def _literal(
     mean = HalvedMean(K)
     for part in parts:
         mean.add(l1_distances(stand_ins(part) / unit).double().numpy())
-    one, other = (np.divide(mean.sums[h], np.maximum(mean.counts[h], 1)) for h in range(2))
+    one, other = (ratio(mean.sums[h], mean.counts[h]) for h in range(2))
     n, times = len(rows), 1 + normalise
     return (mean.value(), one, other), Cost(n * times, n * K * times)
 

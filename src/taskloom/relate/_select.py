@@ -18,7 +18,7 @@ from taskloom.relate._arrays import Members
 from taskloom.relate._dynamic_programme import best_partition, best_supersets, masks, worth_of_table
 from taskloom.relate._groups import Groups
 from taskloom.relate._milp import best_of_candidates
-from taskloom.relate._pool import candidate_pool, improved, starting_points
+from taskloom.relate._pool import candidate_pool, even_cuts, improved, starting_points
 from taskloom.relate._prices import Candidates
 from taskloom.relate._values import MOST_LISTED, GroupGains, all_groups, mean_gains, pair_gains
 from taskloom.tasks import Array, OptionError, Rows, is_number, unknown
@@ -113,12 +113,14 @@ def _table_costs(costs: Costs, table: GroupGains) -> Array:
 
 def costs_of(costs: CostOf, members: Members, tasks: Sequence[str]) -> Array:
     """(G,) what a function asks for each group."""
-    out = np.array([float(costs(tuple(tasks[i] for i in np.flatnonzero(row)))) for row in members])
-    bad = ~(np.isfinite(out) & (out > 0))
-    if bad.any():
-        g = int(bad.argmax())
-        names = ", ".join(tasks[i] for i in np.flatnonzero(members[g]))
-        raise OptionError(f"`costs` gives {out[g]:g} for the group {names}; need a positive number")
+    out = np.zeros(len(members))
+    for g, row in enumerate(members):
+        names = tuple(tasks[i] for i in np.flatnonzero(row))
+        cost = costs(names)
+        if not is_number(cost) or not 0 < cost < math.inf:
+            shown = cost if is_number(cost) else repr(cost)
+            raise OptionError(f"`costs` gives {shown} for the group {', '.join(names)}; need a positive number")
+        out[g] = cost
     return out
 
 
@@ -180,7 +182,8 @@ class _Pairs:
         pool = candidate_pool(self.gains, self.alone, self.affinity.similarity())
         many = int(np.clip(self.budget / np.median(self._costs(pool)), 1, self.K))
         near = [improved(self.worth, start) for start in starting_points(self.affinity.similarity(), many)]
-        pool = np.unique(np.concatenate([pool, *near]), axis=0)
+        cuts = [] if self.costs is None else [even_cuts(self.affinity.similarity(), self.alone)]
+        pool = np.unique(np.concatenate([pool, *near, *cuts]), axis=0)
         costs = self._costs(pool)
         best = self._solved(pool, costs, "pool", self.time_limit)
         for _ in range(_ROUNDS):

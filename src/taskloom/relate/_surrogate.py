@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from taskloom.relate._affinity import Affinity
-from taskloom.relate._arrays import Members
+from taskloom.relate._arrays import Members, check_members
 from taskloom.relate._values import MOST_LISTED, GroupGains, all_groups
 from taskloom.tasks import Array, DataError, OptionError
 
@@ -45,9 +45,7 @@ class Surrogate:
         Raises:
             DataError: groups of another number of tasks.
         """
-        members = _members(memberships)
-        if members.shape[1] != len(self.levels):
-            raise DataError(f"`memberships` has {members.shape[1]} columns; need {len(self.levels)}, one for each task")
+        members = check_members("memberships", memberships, len(self.levels)).astype(np.float64)
         gains = self.levels + members @ self.effects.T
         gains = np.where((members.sum(axis=1) == 1)[:, None] & ~np.isnan(self.lone), self.lone, gains)
         return np.where(members, gains, np.nan)
@@ -61,12 +59,19 @@ class Surrogate:
         K = len(self.levels)
         if memberships is None and K > MOST_LISTED:
             raise OptionError(f"`memberships` of all groups of {K} tasks; give those to predict above {MOST_LISTED}")
-        members = all_groups(K) if memberships is None else _members(memberships) > 0
+        members = all_groups(K) if memberships is None else check_members("memberships", memberships, K)
         return GroupGains(members, self.predict(members), tasks)
 
     def affinity(self, tasks: list[str]) -> Affinity:
-        """The effects, row = receiver."""
-        return Affinity(self.effects, tasks, "surrogate", zero=0.0)
+        """What each pair is predicted to be worth, level included: row = receiver, over the gain alone where that was measured.
+
+        `select` takes the mean over the other members of a group, which of effects alone would leave out the level: what any
+        company is worth. Its `zero` is learning alone; None where the gain alone of some task was not measured.
+        """
+        is_known = not np.isnan(self.lone).any()
+        values = self.levels[:, None] + self.effects - (self.lone[:, None] if is_known else 0.0)
+        np.fill_diagonal(values, 0.0)
+        return Affinity(values, tasks, "surrogate", zero=0.0 if is_known else None)
 
 
 def fit_surrogate(memberships: Members | Array, gains: Array, strength: float | None = None) -> Surrogate:
@@ -85,7 +90,7 @@ def fit_surrogate(memberships: Members | Array, gains: Array, strength: float | 
         DataError: shapes that do not fit, infinite gains, or no gain in a group of two or more.
         OptionError: a strength that is not positive.
     """
-    members, y = _members(memberships), np.array(gains, dtype=np.float64)
+    members, y = check_members("memberships", memberships).astype(np.float64), np.array(gains, dtype=np.float64)
     if y.shape != members.shape:
         raise DataError(f"`gains` has shape {y.shape}; need {members.shape}, that of `memberships`")
     y[members == 0] = np.nan
@@ -104,13 +109,6 @@ def fit_surrogate(memberships: Members | Array, gains: Array, strength: float | 
     errors = [error for *_, error in fits]
     levels, effects, _ = fits[int(np.argmin(errors))]
     return Surrogate(levels, effects, tried[int(np.argmin(errors))], lone)
-
-
-def _members(memberships: Members | Array) -> Array:
-    members = np.asarray(memberships)
-    if members.ndim != 2 or not members.size or not np.isin(members, (0, 1)).all():
-        raise DataError(f"`memberships` has shape {members.shape}; need (G, K) of zeros and ones, row = group")
-    return members.astype(np.float64)
 
 
 def _fit(members: Array, y: Array, strength: float) -> tuple[Array, Array, float]:

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 from sklearn.metrics import adjusted_rand_score
+from torch import nn
 
-from taskloom.deep import MLP
+from taskloom.deep import MLP, NetFactory
 from taskloom.relate._affinity import Affinity, Cost
 from taskloom.relate._cluster import cluster
 from taskloom.relate._groups import Groups
 from taskloom.relate._measures import AUTO, SELECT, WITHOUT_NET, check_grouping, check_measure, grouping_for, measure
-from taskloom.relate._options import MeasureOptions, Model, check_whole
+from taskloom.relate._options import MeasureOptions, check_whole
 from taskloom.relate._select import select
 from taskloom.tasks import FeatureEncoder, OptionError, TargetScaler, TaskData
 
@@ -51,7 +52,7 @@ class SurveyOptions:
 
     Raises:
         UnknownNameError: no such measure or method.
-        OptionError: numbers below 1.
+        OptionError: numbers below 1, or a net in the place of what makes nets: each repeat needs one of its own.
 
     Examples:
         >>> SurveyOptions(measure="gram").repeats
@@ -63,7 +64,7 @@ class SurveyOptions:
     n_groups: int | None = None
     overlap: bool = True
     repeats: int = 3
-    net: Model = field(default_factory=MLP)
+    net: NetFactory = field(default_factory=MLP)
     measuring: MeasureOptions = field(default_factory=MeasureOptions)
 
     def __post_init__(self) -> None:
@@ -72,6 +73,8 @@ class SurveyOptions:
         for name, value in {"n_groups": self.n_groups, "repeats": self.repeats}.items():
             if value is not None or name == "repeats":
                 check_whole(name, value)
+        if isinstance(self.net, nn.Module) or not callable(self.net):
+            raise OptionError(f"`net`={self.net!r}: give what makes nets, such as `MLP()`; each repeat trains one of its own")
 
 
 @dataclass(frozen=True)

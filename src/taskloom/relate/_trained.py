@@ -5,8 +5,10 @@ Letters: K tasks, S seeds, n groups.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Container
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, cycle
 
 import numpy as np
 
@@ -101,12 +103,14 @@ def surrogate(
     n_groups: int | None = None,
     n_seeds: int = 1,
 ) -> Affinity:
-    """What each task adds to the gains of each other one, by a linear model of the gains of random groups that are trained.
+    """What each task gains with each other one, by a linear model of the gains of random groups that are trained.
 
     Li, Nguyen & Zhang (TMLR 2023, arXiv 2303.14582): a number of subsets linear in K, a regression of the outcome on who was
     there, and the coefficients as affinity. There subsets of sources are trained with one target; here a random group tells of
-    all its members at once, and gains are held against single nets (see `pairwise`). To predict groups rather than pairs, take
-    `train_groups`, `fit_surrogate` and `Surrogate.table`; `verify` does so and trains what is chosen.
+    all its members at once, and gains are held against single nets (see `pairwise`). The affinity is what the model says of
+    the pair, the coefficient and the receiver's level, so that 0 is learning alone and not company in the mean. To predict
+    groups rather than pairs, take `train_groups`, `fit_surrogate` and `Surrogate.table`; `verify` does so and trains what is
+    chosen.
 
     Args:
         model: what makes nets, or a net of which copies are the start of all.
@@ -117,8 +121,8 @@ def surrogate(
         n_seeds: S, how often each net is trained.
 
     Returns:
-        Coefficients of a ridge regression, row = receiver; 0 adds nothing. `stability` is the correlation of the coefficients
-        of two halves of the groups.
+        Gains of pairs by a ridge regression, row = receiver; 0 is no effect. `stability` is the correlation of what two halves
+        of the groups predict.
 
     Raises:
         DataError: as for `pairwise`.
@@ -138,38 +142,52 @@ def surrogate(
     n = 4 * K if n_groups is None else n_groups
     check_whole("n_groups", n, least=2)
     scores = train_groups(model, *parts, random_groups(K, n, how.seed), options=_training(how, n_seeds))
+    fitted, tasks = fit_surrogate(scores.members, scores.gains), list(scores.tasks)
     several = scores.members.sum(axis=1) > 1
     members, gains = scores.members[several], scores.gains[several]
-    fitted = fit_surrogate(members, gains)
     stability = np.nan
     if how.split_half and len(members) > 3:
-        halves = [fit_surrogate(members[h::2], gains[h::2], fitted.strength).effects for h in range(2)]
+        halves = [fit_surrogate(members[h::2], gains[h::2], fitted.strength).affinity(tasks).values for h in range(2)]
         stability = correlation_of_pairs(*halves)
-    notes = [f"coefficients out of {len(members)} trained groups"]
-    return replace(fitted.affinity(list(scores.tasks)), cost=scores.cost, stability=stability, notes=notes)
+    notes = [f"predicted from {len(members)} trained groups"]
+    return replace(fitted.affinity(tasks), cost=scores.cost, stability=stability, notes=notes)
 
 
 def random_groups(K: int, n: int, seed: int) -> Members:
     """(n', K) n different random groups of two tasks to half of them, sizes in turn, tasks about equally often.
 
-    Fewer than n where there are hardly as many.
+    A size that is used up is passed over; all groups where there are no more than n.
 
     Examples:
         >>> random_groups(8, 6, seed=0).sum(axis=1).tolist()
         [2, 3, 4, 2, 3, 4]
     """
     rng, counts, found = np.random.default_rng(seed), np.zeros(K), dict[bytes, Members]()
-    sizes = range(2, max(2, K // 2) + 1)
-    for _ in range(20 * n):
-        group = np.zeros(K, dtype=bool)
-        # A random part keeps tasks that had their turns together from staying together.
-        group[np.argsort(counts + 2 * rng.random(K))[: sizes[len(found) % len(sizes)]]] = True
-        if group.tobytes() not in found:
+    left = {size: math.comb(K, size) for size in range(2, max(2, K // 2) + 1)}
+    for size in cycle([*left]):
+        if len(found) == n or not any(left.values()):
+            break
+        if left[size]:
+            group = _new_group(size, counts, rng, found)
             found[group.tobytes()] = group
             counts += group
-        if len(found) == n:
-            break
+            left[size] -= 1
     return np.array([*found.values()])
+
+
+def _new_group(size: int, counts: Array, rng: np.random.Generator, found: Container[bytes]) -> Members:
+    """A group (K,) that was not found so far, of tasks that had few turns."""
+    K = len(counts)
+    for _ in range(20):
+        group = np.zeros(K, dtype=bool)
+        # A random part keeps tasks that had their turns together from staying together.
+        group[np.argsort(counts + 2 * rng.random(K))[:size]] = True
+        if group.tobytes() not in found:
+            return group
+    # So many misses: few are left of this size.
+    each = np.array([[t in chosen for t in range(K)] for chosen in combinations(range(K), size)])
+    rest = np.array([row for row in each if row.tobytes() not in found])
+    return rest[(rest @ counts).argmin()]
 
 
 def _parts(data: TaskData, validation: TaskData | None, options: MeasureOptions, n_seeds: int) -> tuple[TaskData, TaskData]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from taskloom.relate._affinity import Affinity
-from taskloom.relate._arrays import Members
+from taskloom.relate._arrays import Members, check_members
 from taskloom.tasks import Array, DataError, OptionError
 
 # A table of all groups of so many tasks holds 2^18 rows; beyond that memory, not time, is the limit.
@@ -45,8 +45,8 @@ class GroupGains:
     costs: Array | None = None
 
     def __post_init__(self) -> None:
-        members, gains = np.asarray(self.members, dtype=bool), np.array(self.gains, dtype=np.float64)
-        if members.ndim != 2 or members.shape != gains.shape or not members.size:
+        members, gains = check_members("members", self.members), np.array(self.gains, dtype=np.float64)
+        if members.shape != gains.shape:
             raise DataError(f"`members` has shape {members.shape} and `gains` {gains.shape}; need (G, K) for both")
         G, K = members.shape
         tasks = [f"task {t + 1}" for t in range(K)] if self.tasks is None else [str(name) for name in self.tasks]
@@ -90,7 +90,7 @@ def group_gains(affinity: Affinity, members: Members | None = None) -> GroupGain
 
     Raises:
         OptionError: all groups of more than 18 tasks.
-        DataError: a pair whose gain is not known.
+        DataError: a pair whose gain is not known, or groups of another shape or of other values than true and false.
 
     Examples:
         >>> affinity = Affinity(np.array([[0.0, 0.4, 0.2], [0.2, 0.0, 0.0], [0.1, 0.1, 0.0]]), ["a", "b", "c"])
@@ -102,7 +102,7 @@ def group_gains(affinity: Affinity, members: Members | None = None) -> GroupGain
         if affinity.n_tasks > MOST_LISTED:
             raise OptionError(f"`members` of all groups of {affinity.n_tasks} tasks; give those to value above {MOST_LISTED}")
         members = all_groups(affinity.n_tasks)
-    members = np.asarray(members, dtype=bool)
+    members = check_members("members", members, affinity.n_tasks)
     values = mean_gains(gains, alone, members)
     return GroupGains(members, np.where(np.isfinite(values), values, np.nan), affinity.tasks)
 

@@ -15,7 +15,7 @@ from taskloom.relate._affinity import Affinity, as_affinity
 from taskloom.relate._arrays import Members
 from taskloom.relate._group_training import GroupScores, as_members, train_groups
 from taskloom.relate._groups import Groups
-from taskloom.relate._options import Model, check_whole
+from taskloom.relate._options import Model, check_positive, check_whole
 from taskloom.relate._pool import candidate_pool
 from taskloom.relate._rows import task_names
 from taskloom.relate._select import CostOf, check_question, costs_of, select
@@ -42,7 +42,7 @@ class VerifyOptions:
         training: of the nets; gains are means over its seeds.
 
     Raises:
-        OptionError: a number below 1.
+        OptionError: a number below 1, or no time.
 
     Examples:
         >>> VerifyOptions(most=20).per_round
@@ -59,6 +59,7 @@ class VerifyOptions:
     def __post_init__(self) -> None:
         for name in ("most", "per_round", "patience"):
             check_whole(name, getattr(self, name))
+        check_positive("time_limit", self.time_limit)
 
 
 @dataclass(frozen=True, eq=False)
