@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from taskloom.cli._app import app
+from taskloom.cli._jobs import tell_stopped
 
 COMMAND = [sys.executable, "-m", "taskloom", "sites", "demo"]
 
@@ -108,6 +111,25 @@ def test_control_c_ends_it_at_once_and_leaves_no_report(tmp_path):
     # The cursor is there again, and nothing else is.
     assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("chosen", "is_saved", "message"),
+    [
+        ({}, False, "stopped; nothing was saved"),
+        ({"--engine": "threads", "--address": None}, True, "stopped; go on with `taskloom sites resume 'a job.yml'`"),
+        (
+            {"--engine": "ray", "--address": "head:6379", "--namespace": "taskloom", "--out": Path("else where")},
+            True,
+            "taskloom sites resume 'a job.yml' --engine ray --address head:6379 --out 'else where'`",
+        ),
+    ],
+)
+def test_who_stops_a_job_is_told_the_whole_command_that_goes_on(chosen, is_saved, message, capsys):
+    with pytest.raises(typer.Exit) as ended:
+        tell_stopped(["resume", "a job.yml"], chosen, is_saved=is_saved)
+    assert ended.value.exit_code == 130
+    assert message in capsys.readouterr().err
 
 
 def test_help_answers_without_the_heavy_libraries():

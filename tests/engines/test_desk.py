@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import threading
 
 import numpy as np
@@ -10,7 +11,7 @@ from engine_jobs import SITES, make_pairs, relative_gap, write_job
 
 from taskloom.engines import GOODBYE, LATER, REJECT, Desk, load_rows, make_job_site, take_part
 from taskloom.sites import Answer, Update, decode, encode
-from taskloom.tasks import DataError
+from taskloom.tasks import DataError, OptionError
 
 
 def parts_of(job, ask):
@@ -202,7 +203,7 @@ def run_out_of(desk, sites, names):
                 sites[name].take(decode(reply))
 
 
-def test_a_site_that_was_given_up_is_taken_back_when_it_joins_again(tmp_path):
+def test_a_site_that_was_given_up_for_its_silence_is_taken_back_with_its_next_word(tmp_path):
     job = write_job(tmp_path, make_pairs(), patience=5, give_up=50)
     clock = Clock()
     desk = Desk(job, clock=clock)
@@ -210,9 +211,7 @@ def test_a_site_that_was_given_up_is_taken_back_when_it_joins_again(tmp_path):
     clock.now = 60.0
     desk.ask(encode(sites["north"].pending))
     assert desk.progress().states["west"].startswith("lost")
-    assert desk.ask(encode(sites["west"].pending)).startswith(REJECT)
-    for site in sites.values():
-        site.take(decode(desk.ask(encode(site.join()))))
+    sites["west"].take(decode(desk.ask(encode(sites["west"].pending))))
     assert desk.progress().states["west"] == "there"
     run_out_of(desk, sites, SITES)
     result = desk.collect("here")
@@ -260,11 +259,13 @@ def test_a_synchronous_job_whose_site_fails_says_that_all_wait_for_it(tmp_path):
     assert "all others wait for it" in desk.session.message
 
 
-def test_a_method_that_a_loss_has_no_curvature_for_fails_the_job(tmp_path):
+def test_a_site_whose_loss_has_no_curvature_that_the_method_needs_is_refused(tmp_path):
     desk = Desk(write_job(tmp_path, make_pairs(), method="amtl"))
-    reply = decode(desk.ask(encode(Update("north", 0, curvature=np.array([1.0, np.inf])))))
-    assert reply.stop
-    assert "gradient steps need a bounded curvature" in desk.session.message
+    reply = desk.ask(encode(Update("north", 0, curvature=np.array([1.0, np.inf]))))
+    assert reply.startswith(REJECT)
+    assert b"gradient steps need a bounded curvature" in reply
+    assert desk.progress().states["north"].startswith("lost")
+    assert not desk.session.is_over
 
 
 def test_a_coordinator_that_comes_up_again_goes_on_from_its_save(tmp_path):
@@ -275,6 +276,7 @@ def test_a_coordinator_that_comes_up_again_goes_on_from_its_save(tmp_path):
         calls.append(raw)
         if len(calls) == 40:
             # Killed without a word: what it had not saved is lost, and so is the answer.
+            desks[0].close()
             desks.append(Desk(job))
             return None
         return desks[-1].ask(raw)
@@ -286,7 +288,6 @@ def test_a_coordinator_that_comes_up_again_goes_on_from_its_save(tmp_path):
     assert result.converged
     assert relative_gap(job, result.run.W) < 1e-6
     assert result.sites["north"].bytes_in > 0
-    assert Desk(job, resume=False).session.coordinator.version == 0
 
 
 def test_a_site_that_dies_and_comes_up_again_goes_on_where_it_stood(tmp_path):
@@ -322,3 +323,98 @@ def test_a_job_that_is_stopped_tells_everybody(tmp_path):
     result = desk.collect("here")
     assert (result.status, len(result.modelled)) == ("stopped", 6)
     assert "somebody said so" in result.message
+
+
+def test_a_second_desk_of_a_job_is_refused_until_the_first_is_closed(tmp_path):
+    job = write_job(tmp_path, make_pairs())
+    desk = Desk(job)
+    with pytest.raises(OptionError, match="its run is being carried out; wait for its end"):
+        Desk(job)
+    desk.close()
+    again = Desk(job)
+    again.collect("here")
+    Desk(job).close()
+
+
+def test_a_site_that_wakes_after_the_end_still_says_its_last_word(tmp_path):
+    job = write_job(tmp_path, make_pairs(), give_up=50)
+    clock = Clock()
+    desk = Desk(job, clock=clock)
+    sites = joined(desk, job)
+    clock.now = 55.0
+    run_out_of(desk, sites, ("north", "south"))
+    assert (desk.is_done, desk.session.status) == (True, "sites lost")
+    run_out_of(desk, sites, ("west",))
+    result = desk.collect("here")
+    assert (result.status, result.sites["west"].state, result.modelled) == ("sites lost", "done", job.tasks)
+
+
+def test_a_site_that_has_ended_is_heard_again_only_when_it_joins(tmp_path):
+    job = write_job(tmp_path, make_pairs())
+    desk = Desk(job)
+    sites = joined(desk, job)
+    desk.fail("west", "its disk is full")
+    desk.fail("south", "it has no table", lasting=True)
+    assert desk.ask(encode(sites["west"].pending)) == REJECT + b"its disk is full"
+    sites["west"].take(decode(desk.ask(encode(sites["west"].join()))))
+    assert desk.progress().states["west"] == "there"
+    reports = desk.collect("here").sites
+    assert {name: (site.is_lost, site.is_lasting) for name, site in reports.items()} == {
+        "north": (False, False),
+        "south": (True, True),
+        "west": (False, False),
+    }
+
+
+def test_a_checkpoint_that_cannot_be_written_any_more_ends_the_run_with_its_model(tmp_path):
+    job = write_job(tmp_path, make_pairs(), tol=0, checkpoint_every=20, checkpoint=str(tmp_path / "saved"))
+    desk = Desk(job)
+    sites = joined(desk, job)
+    shutil.rmtree(job.checkpoint)
+    job.checkpoint.write_text("no folder", encoding="utf-8")
+    run_out_of(desk, sites, SITES)
+    result = desk.collect("here")
+    assert (result.status, result.modelled) == ("failed", job.tasks)
+    assert "it cannot be saved any more" in result.message
+    assert (result.save() / "model" / "model.json").exists()
+
+
+def test_a_run_that_has_settled_does_not_fail_for_its_last_save(tmp_path, caplog):
+    job = write_job(tmp_path, make_pairs(), checkpoint=str(tmp_path / "saved"))
+    desk = Desk(job)
+    run_out_of(desk, joined(desk, job), SITES)
+    shutil.rmtree(job.checkpoint)
+    job.checkpoint.write_text("no folder", encoding="utf-8")
+    assert desk.collect("here").converged
+    assert "the run cannot be saved" in caplog.text
+
+
+def test_the_end_of_a_site_that_has_parted_and_of_a_stranger_do_not_count(tmp_path):
+    job = write_job(tmp_path, make_pairs())
+    desk = Desk(job)
+    run_out_of(desk, joined(desk, job), SITES)
+    for name in ("north", "nobody"):
+        desk.fail(name, "its process is gone")
+    result = desk.collect("here")
+    assert result.converged
+    assert {name: site.state for name, site in result.sites.items()} == dict.fromkeys(SITES, "done")
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        encode(Update("n" * 5000, 0)),
+        encode(Update("north\nsite south is lost", 0)),
+        b'{"kind": "Update", "plain": {}, "shapes": {"a\\nsite south is lost": [1]}}\n',
+        b'{"kind": "Update", "plain": {"site": "\\ud800", "sequence": 0}, "shapes": {}}\n',
+        b'{"kind": "\\ud800", "plain": {}, "shapes": {}}\n',
+        b"x" * 20_000,
+    ],
+)
+def test_what_strangers_write_is_short_and_in_one_line_in_the_log_and_in_the_reply(raw, tmp_path, caplog):
+    desk = Desk(write_job(tmp_path, make_pairs()))
+    reply = desk.ask(raw)
+    assert reply.startswith(REJECT)
+    said = [reply.decode(), *caplog.messages]
+    assert len(said) == 2
+    assert all(len(each) < 500 and "\n" not in each for each in said)

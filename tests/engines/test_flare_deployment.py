@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -22,7 +23,7 @@ from flare_federation import SERVER, Federation, coefficients, gap, write_projec
 
 from taskloom.engines import FlareOptions, Job, provision, submit
 from taskloom.sites import decode
-from taskloom.tasks import OptionError
+from taskloom.tasks import OptionError, TaskloomError
 
 pytest.importorskip("nvflare")
 pytestmark = pytest.mark.engine
@@ -185,13 +186,41 @@ def test_every_kit_takes_jobs_of_taskloom_and_keeps_its_logs(done):
 def test_a_project_that_cannot_be_provisioned_is_refused_in_a_sentence(tmp_path):
     path = write_project(tmp_path, ["north"])
     path.write_text(path.read_text().replace("org: trust", "org: no-such+name"))
-    with pytest.raises(OptionError, match=r"FLARE cannot provision it: .*no-such"):
+    with pytest.raises(OptionError, match=r"FLARE cannot provision it: .*no-such") as raised:
         provision(path, tmp_path / "kits")
+    assert "Traceback" not in str(raised.value)
     path.write_text("name: trial\nparticipants: north\n")
     with pytest.raises(OptionError, match="`participants`"):
         provision(path, tmp_path / "kits")
     with pytest.raises(OptionError, match="no such file"):
         provision(tmp_path / "none.yml", tmp_path / "kits")
+
+
+@pytest.mark.parametrize(
+    ("there", "instead", "message"),
+    [
+        ("type: client", "type: clint", "no type of participant north named `clint`; did you mean `client`"),
+        ("name: trial", "name: ../trial", r"`name`='../trial' in .*it becomes a folder"),
+        ("name: trial", "name: ..", r"`name`='..' in .*it becomes a folder"),
+        ("name: north", "name: ../north", r"`name`='../north' in .*it becomes a folder"),
+    ],
+)
+def test_a_project_is_checked_before_any_kit_is_made(there, instead, message, tmp_path):
+    path = write_project(tmp_path, ["north"])
+    assert there in path.read_text()
+    path.write_text(path.read_text().replace(there, instead))
+    with pytest.raises(TaskloomError, match=message):
+        provision(path, tmp_path / "kits" / "new")
+    assert not (tmp_path / "kits").exists()
+
+
+@pytest.mark.parametrize("lost", ["local", "startup/client.key"])
+def test_a_kit_that_is_not_whole_is_named(lost, tmp_path):
+    kits = {kit.kind: kit.folder for kit in provision(write_project(tmp_path, ["north"]), tmp_path / "kits")}
+    gone = kits["admin"] / lost
+    shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    with pytest.raises(OptionError, match=r"`kit`='.*' is not whole .*give one of `provision`"):
+        submit(write_job(tmp_path, make_pairs()), kits["admin"], FlareOptions(wait=0.1))
 
 
 def test_a_folder_that_is_no_kit_is_refused_before_any_work(tmp_path):

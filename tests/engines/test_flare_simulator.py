@@ -3,12 +3,16 @@
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import yaml
 from engine_jobs import landmine_pairs, make_pairs, write_job
@@ -64,6 +68,28 @@ def test_a_site_that_cannot_read_its_table_is_reported_and_the_run_that_was_save
     assert gap(job) < 1e-6
 
 
+@takes_minutes
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_simulation_that_is_interrupted_leaves_nothing_but_its_checkpoint(how, code, tmp_path):
+    job = write_job(tmp_path / "job", make_pairs(), tol=0, max_updates=10**8, checkpoint_every=10)
+    command = [sys.executable, "-m", "taskloom", "sites", "simulate", str(write(job, tmp_path / "job.yml"))]
+    # A short path: the simulator keeps sockets in it.
+    with tempfile.TemporaryDirectory() as temporary:
+        environment = os.environ | {"TMPDIR": temporary}
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+            while not (job.checkpoint / "coordinator.safetensors").exists():
+                assert process.poll() is None
+                time.sleep(0.1)
+            started = psutil.Process(process.pid).children(recursive=True)
+            process.send_signal(how)
+            told = process.communicate(timeout=60)[1]
+        assert list(Path(temporary).iterdir()) == []
+    assert process.returncode == code
+    assert how == signal.SIGTERM or f"sites simulate {tmp_path / 'job.yml'} --resume" in told
+    assert len(started) >= 2
+    assert not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in started)
+
+
 def test_a_site_speaks_for_itself_alone_and_what_cannot_be_is_refused_with_its_name_in_the_log(tmp_path, caplog):
     from nvflare.collab.api.context import set_call_context
 
@@ -93,6 +119,32 @@ def test_names_that_flare_cannot_have_are_refused(tmp_path):
     job = write_job(tmp_path, make_pairs())
     with pytest.raises(OptionError, match="`name`='a job'"):
         simulate(dataclasses.replace(job, name="a job"))
+    evil, table = "../../out of here/evil", job.tables["north"]
+    named = dataclasses.replace(job, sites={evil: job.sites["north"]}, tables={evil: table})
+    with pytest.raises(OptionError, match="or the name of a site: FLARE does not take it"):
+        simulate(named)
+    assert not job.out.exists()
+
+
+def test_what_participants_are_told_of_a_job_names_no_folder(tmp_path):
+    from taskloom.engines._flare_session import export_job
+
+    job = write_job(tmp_path / "here", make_pairs())
+    folder = export_job(job, tmp_path / "exported", "new")
+    told = "".join(path.read_text(encoding="utf-8") for path in folder.rglob("*") if path.is_file())
+    assert "task 0" in told
+    assert str(tmp_path) not in told
+
+
+@pytest.mark.parametrize("name", ["..", "a/b"])
+def test_a_job_whose_name_is_no_folder_is_refused_by_the_coordinator(name):
+    from taskloom.engines._flare_server import FlareCoordinator
+
+    job = {"name": name, "sites": {"north": ["a"]}, "features": ["x"], "penalty": {"trace": 0.1}}
+    with pytest.raises(OptionError, match="it becomes a folder at the coordinator"):
+        FlareCoordinator(json.dumps(job))._read_job()
+    with pytest.raises(TypeError, match="is_local"):
+        FlareCoordinator(json.dumps(job), is_local=True)
 
 
 def test_every_site_needs_a_table_here(tmp_path):

@@ -78,6 +78,13 @@ def test_penalties_add_up_and_take_matrices():
     np.testing.assert_array_equal(graph.affinity, chain)
 
 
+def test_what_numpy_holds_becomes_plain_values():
+    chain = np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]])
+    job = read_job(JOB | {"penalty": {"graph": {"affinity": chain}}, "max_updates": np.int64(50), "tol": np.float64(1e-3)})
+    assert read_job(json.loads(json.dumps(job.to_dict()))) == job
+    np.testing.assert_array_equal(job.make_penalty().affinity, chain)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -96,6 +103,13 @@ def test_penalties_add_up_and_take_matrices():
             "`targets` comes without `target` and `by`",
         ),
         ({"sites": {"a": {"tasks": ["x"], "data": "f", "targets": 3}}}, "`sites.a.targets`=3: need a list"),
+        ({"sites": {1: ["a"], "1": ["b"]}}, "`sites` names '1' twice"),
+        ({"sites": {"a": {"tasks": ["x"], "data": "f\0g", "target": "y"}}}, r"`sites.a.data`='f\\x00g': need the path"),
+        ({"sites": {"a": {"tasks": ["x"], "data": "f", "columns": []}}}, r"`sites.a.columns`=\[\]: need a list of names"),
+        ({"sites": {"a": {"tasks": ["x"], "data": "f"}}}, "site 'a': which column holds the labels"),
+        ({"sites": {"a": {"tasks": ["x", "y"], "data": "f", "target": "z"}}}, "site 'a' has 2 tasks: which column names them"),
+        ({"sites": {"a": {"tasks": ["x"], "data": "f", "targets": {"xx": "y"}}}}, "no task of site a named `xx`"),
+        ({"sites": {"a": {"tasks": ["x", "y"], "data": "f", "targets": ["x"]}}}, "has no column for task 'y'"),
         ({"features": "x"}, "`features`='x': need a list of columns"),
         ({"features": ["x", "x"]}, "`features` names 'x' twice"),
         ({"features": [True]}, "`features`=True: need a name"),
@@ -114,6 +128,9 @@ def test_penalties_add_up_and_take_matrices():
         ({"loss": "poisson"}, "no loss named `poisson`"),
         ({"classes": [1]}, r"`classes`=\[1\]: need two labels"),
         ({"classes": [1, 1]}, "need two labels that differ"),
+        ({"classes": [0, 0.0]}, "need two labels that differ"),
+        ({"classes": [float("nan"), 1]}, "`classes` holds nan; "),
+        ({"classes": [[0], 1]}, r"`classes`=\[0\]: need a name"),
         ({"scale": "men"}, "no scale named `men`; did you mean `mean`"),
         ({"method": "amlt"}, "no method named `amlt`; did you mean `amtl`"),
         ({"fit_intercept": 1}, "`fit_intercept`=1: need true or false"),
@@ -125,7 +142,9 @@ def test_penalties_add_up_and_take_matrices():
         ({"min_sites": 3}, "`min_sites`=3: there are only 2 sites"),
         ({"max_norm": 0}, "`max_norm`=0: need a number above 0"),
         ({"patience": True}, "`patience`=True: need a number above 0"),
+        ({"patience": 1e12}, r"`patience`=1000000000000.0: need a number above 0 and of at most 1e\+06"),
         ({"out": 5}, "`out`=5: need the path of a folder"),
+        ({"out": "a\0"}, r"`out`='a\\x00': need the path of a folder"),
         ({"name": ""}, "`name`='': need a name"),
     ],
 )
@@ -143,6 +162,13 @@ def test_a_bad_job_is_refused_with_the_key_and_the_remedy(change, message):
         ("? [1]\n: 2", "a key must be a word or a number"),
         ("a: !!python/object:os.system 1", "could not determine a constructor"),
         ("", "holds NoneType"),
+        ("tol: !!float abc", "cannot be read as YAML"),
+        ("max_updates: !!int x", "cannot be read as YAML"),
+        ("fit_intercept: !!bool maybe", "cannot be read as YAML"),
+        ("name: !!timestamp x", "cannot be read as YAML"),
+        ("sites: !!map [1]", "cannot be read as YAML"),
+        ("max_updates: " + "9" * 5000, "cannot be read as YAML"),
+        ("sites: " + "[" * 1500, "cannot be read as YAML"),
     ],
 )
 def test_a_file_that_is_no_job_is_refused_with_the_line(text, message, tmp_path):
@@ -215,6 +241,15 @@ def test_the_job_names_columns_for_sites_that_do_not(tmp_path):
     assert [len(rows.y) for rows in load_rows(site, job)] == [1, 2]
 
 
+def test_a_site_gives_jobs_the_columns_that_its_file_names(tmp_path):
+    site, job = one_site(tmp_path, FRAME, ["a", "b"], ["x"], {"target": "y", "by": "of", "columns": ["x", "z"]})
+    assert site.columns == ("x", "z")
+    assert [len(rows.y) for rows in load_rows(site, job)] == [1, 2]
+    assert read_site_file(site.to_dict()) == site
+    site, job = one_site(tmp_path, FRAME, ["a", "b"], ["x"], {"targets": {"a": "y", "b": "z"}, "columns": ["x"]}, target="word")
+    assert [len(rows.y) for rows in load_rows(site, job)] == [3, 4]
+
+
 @pytest.mark.parametrize(("labels", "classes"), [(["no", "yes"], ["no", "yes"]), ([0, 1], [0, 1]), ([-1.0, 1.0], [-1, 1])])
 def test_classes_are_told_by_the_job(labels, classes, tmp_path):
     frame = pl.DataFrame({"x": [1.0, 2.0, 3.0], "y": [labels[0], labels[1], labels[1]]})
@@ -244,6 +279,9 @@ def test_task_names_are_found_however_they_are_written(tmp_path):
         ({"targets": {"a": "y", "b": "z", "c": "z"}}, ["x"], {}, "no task of site s named `c`"),
         ({"target": "y", "by": "of"}, ["x"], {"loss": "logistic"}, "holds '2', none of the job's `classes`"),
         ({"targets": {"a": "z", "b": "word"}}, ["x"], {}, "`word` holds values that are not numbers"),
+        ({"target": "y", "by": "of", "columns": ["x"]}, ["x", "z"], {}, "site 's' does not give column `z` to jobs"),
+        ({"by": "of", "columns": ["x"]}, ["x"], {"target": "z"}, "site 's' does not give column `z` to jobs"),
+        ({"target": "y", "columns": ["x"]}, ["x"], {"by": "of"}, "site 's' does not give column `of` to jobs"),
     ],
 )
 def test_a_table_that_does_not_fit_is_refused_by_its_site(table, features, job, message, tmp_path):

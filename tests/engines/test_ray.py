@@ -132,6 +132,21 @@ def test_a_site_that_cannot_be_made_is_named_at_the_driver(tmp_path):
         run_job(job, "ray", ray=HERE)
 
 
+def test_a_job_of_a_name_that_is_running_is_refused(tmp_path):
+    class Nothing:
+        pass
+
+    job = write_job(tmp_path, make_pairs())
+    taken = ray.remote(Nothing).options(name=f"{job.name}/coordinator", namespace=NAMESPACE, num_cpus=0).remote()
+    ray.get(taken.__ray_ready__.remote())
+    try:
+        with pytest.raises(OptionError, match="`name`='job': a job of that name is running on this cluster"):
+            run_job(job, "ray", ray=HERE)
+    finally:
+        ray.kill(taken)
+    assert not (tmp_path / "job-result").exists()
+
+
 @takes_long
 def test_a_study_on_ray_has_the_same_numbers(tmp_path):
     options = taskloom.StudyOptions(cache=False)

@@ -1,7 +1,10 @@
 """`run_job` on this machine, what it leaves behind, and `taskloom sites run` and `resume`."""
 
+import dataclasses
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +20,8 @@ from typer.testing import CliRunner
 
 import taskloom
 from taskloom.cli._app import app
-from taskloom.engines import RayOptions, read_job, run_job
+from taskloom.engines import Desk, RayOptions, make_job_site, read_job, run_job
+from taskloom.sites import encode
 from taskloom.tasks import DataError, OptionError, OutputError, UnknownNameError
 
 HERE = ("threads", "processes")
@@ -132,6 +136,75 @@ def test_a_checkpoint_of_another_job_is_refused(tmp_path):
         run_job(write_job(tmp_path, make_pairs(), penalty={"trace": 0.2}), resume=True)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"features": ["x1", "x0", "x2", "x3", "x4"]}, r"was saved with features \[\['x0'.*this run has \[\['x1'"),
+        ({"features": [{"name": "x0", "scale": 2.0}, "x1", "x2", "x3", "x4"]}, r"this run has \[\['x0', 0.0, 2.0\]"),
+        ({"loss": "huber"}, "was saved with loss squared, this run has huber"),
+        ({"scale": "sum"}, "was saved with scale mean, this run has sum"),
+        ({"fit_intercept": False}, "was saved with fit_intercept True, this run has False"),
+    ],
+)
+def test_a_checkpoint_of_another_problem_is_refused(change, message, tmp_path):
+    pairs = make_pairs()
+    Desk(write_job(tmp_path, pairs)).collect("here")
+    with pytest.raises(DataError, match=message):
+        run_job(write_job(tmp_path, pairs, **change), resume=True)
+
+
+def test_a_checkpoint_of_other_classes_is_refused(tmp_path):
+    pairs = make_pairs(loss="logistic")
+    Desk(write_job(tmp_path, pairs, loss="logistic")).collect("here")
+    with pytest.raises(DataError, match=r"was saved with classes \[0, 1\], this run has \[1, 0\]"):
+        run_job(write_job(tmp_path, pairs, loss="logistic", classes=[1, 0]), resume=True)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_job_that_is_being_carried_out_is_neither_begun_nor_resumed_by_another(resume, tmp_path):
+    job = write_job(tmp_path, make_pairs())
+    desk = Desk(job)
+    if resume:
+        desk.ask(encode(make_job_site(job.tables["north"], job).join()))
+    with pytest.raises(OptionError, match="its run is being carried out; wait for its end"):
+        run_job(job, resume=resume)
+    desk.close()
+    assert run_job(job, resume=resume).converged
+
+
+def test_a_run_that_cannot_be_saved_any_more_ends_with_its_model(tmp_path):
+    job = write_job(tmp_path, make_pairs(), tol=0, checkpoint_every=20, checkpoint=str(tmp_path / "saved"))
+
+    def watch(progress):
+        if progress.updates and job.checkpoint.is_dir():
+            shutil.rmtree(job.checkpoint)
+            job.checkpoint.write_text("no folder", encoding="utf-8")
+
+    result = run_job(job, watch=watch)
+    assert (result.status, result.modelled) == ("failed", job.tasks)
+    assert "it cannot be saved any more" in result.message
+    assert (job.out / "model" / "model.json").exists()
+
+
+def test_a_result_without_a_model_does_not_keep_that_of_an_earlier_run(tmp_path):
+    job = write_job(tmp_path, make_pairs())
+    assert (run_job(job).save() / "model" / "model.json").exists()
+    for site in SITES:
+        (tmp_path / f"{site}.parquet").unlink()
+    result = run_job(job)
+    assert result.modelled == []
+    assert not (job.out / "model").exists()
+
+
+@pytest.mark.parametrize(("own", "common", "expected"), [("of", None, "of"), (None, "of", "of"), ("of", "x0", "of")])
+def test_the_model_knows_the_column_of_tasks_that_all_tables_agree_on(own, common, expected, tmp_path):
+    job = write_job(tmp_path, make_pairs(), features=["x1", "x2"])
+    tables = {name: dataclasses.replace(each, by=own) for name, each in job.tables.items()}
+    job = dataclasses.replace(job, by=common, tables=tables)
+    run_job(job)
+    assert taskloom.load_model(job.out / "model").by == expected
+
+
 def test_a_site_that_cannot_be_made_is_named_and_the_others_go_on(tmp_path, caplog):
     job = write_job(tmp_path, make_pairs())
     (tmp_path / "west.parquet").unlink()
@@ -169,6 +242,22 @@ def test_ray_that_is_not_installed_is_named_with_its_extra(tmp_path, monkeypatch
     job = write_job(tmp_path, make_pairs())
     with pytest.raises(OptionError, match=r"engine `ray` needs Ray; install taskloom\[ray\]"):
         run_job(job, "ray", ray=RayOptions())
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:1", "nobody listens there"),
+        ("ray://127.0.0.1:1", "nobody listens there"),
+        ("127.0.0.1:99999", "nobody listens there"),
+        ("loca", "is no address of a Ray; give `auto`"),
+        ("head:", "is no address of a Ray"),
+    ],
+)
+def test_an_address_where_no_ray_is_is_refused_at_once(address, message, tmp_path):
+    pytest.importorskip("ray")
+    with pytest.raises(OptionError, match=f"`address`='{address}'.*{message}"):
+        run_job(write_job(tmp_path, make_pairs()), "ray", ray=RayOptions(address))
 
 
 def test_the_command_runs_a_job_file(tmp_path):
@@ -213,8 +302,8 @@ def saved_updates(job):
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_a_coordinator_that_is_killed_is_resumed_from_its_checkpoint(how, code, tmp_path):
     job = write_job(tmp_path, make_pairs(), tol=0, checkpoint_every=10)
-    path = write_file(job, tmp_path)
-    start = [sys.executable, "-m", "taskloom", "sites", "run", str(path)]
+    path, elsewhere = write_file(job, tmp_path, "a job"), str(tmp_path / "else where")
+    start = [sys.executable, "-m", "taskloom", "sites", "run", str(path), "--out", elsewhere]
     with subprocess.Popen(start, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True) as process:
         while saved_updates(job) < 50:
             assert process.poll() is None
@@ -222,7 +311,8 @@ def test_a_coordinator_that_is_killed_is_resumed_from_its_checkpoint(how, code, 
         process.send_signal(how)
         told = process.communicate()[1]
         assert process.returncode == code
-    assert how == signal.SIGKILL or f"sites resume {path}" in told
+    again = shlex.join(["sites", "resume", str(path), "--out", elsewhere])
+    assert how == signal.SIGKILL or f"stopped; go on with `taskloom {again}`" in told
     saved = saved_updates(job)
     done = command("resume", write_file(job, tmp_path, tol=1e-9), "--json")
     assert done.exit_code == 0, done.output

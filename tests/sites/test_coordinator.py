@@ -138,6 +138,8 @@ BAD = {
     "empty": (lambda m: Update(m.site, m.sequence, m.epoch), "there are no `columns` in it"),
     "intercepts": (lambda m: Update(m.site, m.sequence, intercepts=np.array([np.nan])), "`intercepts` holds a number"),
     "more intercepts": (lambda m: Update(m.site, m.sequence, intercepts=np.ones(2)), r"`intercepts` has shape \(2,\); need"),
+    "endless intercepts": (lambda m: Update(m.site, m.sequence, intercepts=np.array([np.inf])), "`intercepts` holds a number"),
+    "before the first": (lambda m: replace(m, version=-(10**400)), "`version`=-10+: a model has seen 0 updates or more"),
 }  # fmt: skip
 
 
@@ -166,6 +168,54 @@ def test_what_cannot_be_taken_is_refused_logged_and_told_and_the_site_goes_on(ca
     assert following.sequence > site.sequence
     coordinator.receive(following, 52.0)
     assert coordinator.version == version + 1
+
+
+def test_a_version_that_is_not_there_yet_says_nothing_of_how_far_the_run_is():
+    """A site may have it of a coordinator that died; what it is the version of is gone."""
+    hand, other = (Hand("amtl-paper", Trace(0.1), rule=StopRule(1e300)) for _ in range(2))
+    for each in (hand, other):
+        each.rounds(3)
+        each.coordinator.is_over = each.coordinator.converged = False
+    coordinator, site = hand.coordinator, hand.coordinator.sites["s1"]
+    eta, residual = coordinator._relaxation(site), site.residual
+    for _ in range(9):
+        for name in hand.sites:
+            pending = hand.sites[name].pending
+            coordinator.receive(replace(pending, version=10**15), 50.0)
+            for answer in coordinator.answers(51.0):
+                hand.sites[answer.site].take(answer)
+    assert not coordinator.is_over
+    assert coordinator.version == other.coordinator.version + 36
+    assert (coordinator._relaxation(site), site.residual, site.refused) == (eta, residual, 0)
+    other.rounds(2)
+    assert other.coordinator.is_over
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_site_that_parts_before_the_end_is_told_where_it_stands_and_goes_on(method):
+    """Its coordinator may have died after the end, and come up from an older save."""
+    hand, twin = Hand(method, Trace(0.1)), Hand(method, Trace(0.1))
+    for each in (hand, twin):
+        each.rounds(5)
+    coordinator, site = hand.coordinator, hand.sites["s1"]
+    kept = model(coordinator)
+    coordinator.stop()
+    (answer,) = hand.trip("s1")
+    assert answer.stop
+    assert site.pending.intercepts is not None
+    coordinator.is_over = False
+    hand.send("s1")
+    assert coordinator.sites["s1"].intercepts is None
+    for one, two in zip(model(coordinator), kept, strict=True):
+        np.testing.assert_array_equal(one, two)
+    for name in ("s0", "s2", "s3", "s1"):
+        hand.trip(name)
+    assert not site.is_over
+    assert site.pending.columns is not None
+    hand.rounds(400)
+    twin.rounds(400)
+    np.testing.assert_allclose(coordinator.finish(), twin.coordinator.finish(), atol=1e-3)
+    assert not any(record.refused for record in coordinator.sites.values())
 
 
 def test_a_refused_site_reaches_the_optimum_all_the_same():
@@ -627,17 +677,55 @@ def test_what_a_coordinator_gives_away_is_not_its_own(method):
         np.testing.assert_array_equal(one, two)
 
 
+UNBOUNDED = "but gradient steps need a bounded curvature; check the units of the site's rows, or use `local-prox`"
+
+
 @pytest.mark.parametrize(
-    ("curvature", "words"),
+    ("method", "curvature", "words"),
     [
-        (np.ones(3), r"`curvature` has shape \(3,\); need \(1,\)"),
-        (np.array([np.nan]), "`curvature` holds a number that is not finite"),
+        ("amtl", np.ones(3), r"`curvature` has shape \(3,\); need \(1,\)"),
+        ("amtl", np.array([np.nan]), "`curvature` holds a number that is not finite"),
+        ("local-prox", np.array([-1.0]), "`curvature` is -1.0e.00; that of a convex loss is 0 or more"),
+        ("smtl", np.array([-np.inf]), "`curvature` is -inf; that of a convex loss"),
+        ("amtl", np.array([np.inf]), "`curvature` is inf, " + UNBOUNDED),
+        ("amtl-paper", np.array([1e300]), r"`curvature` is 1.0e\+300, " + UNBOUNDED),
+        ("smtl", np.array([np.inf]), UNBOUNDED),
+        ("smtl-fista", np.array([1e300]), UNBOUNDED),
     ],
 )
-def test_a_site_that_joins_with_what_cannot_be_is_refused(curvature, words):
-    hand = Hand("amtl", Trace(0.1))
-    hand.coordinator.receive(Update("s0", 0, curvature=curvature), 0.0)
-    (answer,) = hand.coordinator.answers(0.0)
-    assert re.search(words, answer.refusal)
-    assert not hand.coordinator.curvature.any()
+def test_a_site_that_joins_with_what_cannot_be_is_refused(method, curvature, words):
+    hand = Hand(method, Trace(0.1))
+    before = plain(hand.coordinator.state_dict()["arrays"])
+    assert re.search(words, hand.coordinator.receive(Update("s0", 0, curvature=curvature), 0.0))
+    assert plain(hand.coordinator.state_dict()["arrays"]) == before
     assert hand.coordinator.sites["s0"].refused == 1
+    # It is told when it comes to that; of a run, it would have failed.
+    for answer in hand.coordinator.answers(0.0):
+        assert re.search(words, answer.refusal)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("curvature", [0.0, 5e-324, 1e-90, 1e90, 1e300, np.inf])
+def test_any_curvature_that_real_rows_can_have_leads_to_a_step(method, curvature):
+    """None, of features that do not vary; next to none, of what rounding leaves of those; or any, of units that are far off."""
+    steps = StepOptions(step=0.1) if METHODS[method].local == "gradient" and curvature > 1e100 else StepOptions()
+    hand = Hand(method, Trace(0.1), steps=steps)
+    for name in hand.sites:
+        assert hand.coordinator.receive(Update(name, 0, curvature=np.array([curvature])), 0.0) == ""
+    # A threshold over the singular values of zero may overflow, and is above them then as well.
+    with np.errstate(over="ignore"):
+        answers = hand.coordinator.answers(0.0)
+    assert len(answers) == K
+    for answer in answers:
+        assert 0 < answer.step < np.inf
+        assert np.isfinite(answer.columns).all()
+
+
+def test_one_site_without_a_bound_leaves_the_first_step_to_the_others():
+    steps = []
+    for odd in (np.inf, 1e300, 0.0, 5e-324):
+        hand = Hand("local-prox", Trace(0.1))
+        for name, curvature in (("s0", 1.0), ("s1", 3.0), ("s2", odd)):
+            hand.coordinator.receive(Update(name, 0, curvature=np.array([curvature])), 0.0)
+        steps.append(hand.coordinator.step)
+    assert steps == [2.0] * 4

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from taskloom.sites import Answer, Update, decode, encode
+from taskloom.sites._lines import REJECT, failure, read_failure
 from taskloom.tasks import DataError
 
 
@@ -130,6 +131,10 @@ def head(**changes):
         head(plain={"site": "a", "sequence": 1.5}),
         head(plain={"site": "a", "sequence": True}),
         head(plain={"site": "a", "sequence": None}),
+        head(plain={"site": "a", "sequence": -1}),
+        head(plain={"site": "a", "sequence": 2**63}),
+        head(plain={"site": "a", "sequence": 1, "version": -(10**400)}),
+        head(plain={"site": "a" * 70_000, "sequence": 1}),
         head(plain={"site": 3, "sequence": 1}),
         head(plain={"site": ["a"], "sequence": 1}),
         head(plain={"site": "a", "sequence": 1, "columns": [[1.0]]}),
@@ -152,6 +157,49 @@ def head(**changes):
 def test_what_only_looks_like_a_message_is_refused(raw):
     with pytest.raises(DataError, match="`raw` is no message of taskloom"):
         decode(raw)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        head(shapes={"all is well\nsite north converged": [1]}),
+        head(shapes={"\ud800": [1]}),
+        head(plain={"site": "a", "sequence": "\x1b[2J\u2028\ud800"}),
+        head(plain={"site": "a", "sequence": "9" * 60_000}),
+        head(shapes={"columns": ["9" * 60_000]}),
+        b"x" * 5_000_000 + b"\n",
+        b"x" * 5_000_000,
+        b"\x80" * 100 + b"\n",
+    ],
+    ids=lambda raw: repr(raw[:80]),
+)
+def test_what_is_said_of_bad_bytes_can_be_logged_and_sent_back(raw):
+    with pytest.raises(DataError) as refusal:
+        decode(raw)
+    said = str(refusal.value)
+    assert len(said) < 400
+    assert said.isprintable()
+    assert said.encode()
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["", "null", "5", "[1]", "[1, 2, 3]", "[" * 60_000, '"' + "a" * 9, "[1e", "9" * 9000, "\xff"],
+    ids=lambda said: said[:9],
+)
+def test_what_only_begins_like_the_last_word_of_a_site_is_no_word(said):
+    with pytest.raises(ValueError, match=r"\w"):
+        read_failure(REJECT + said.encode("latin-1"))
+
+
+def test_the_last_word_of_a_site_is_one_line_that_can_be_sent_on():
+    assert read_failure(failure("ward", "DataError: Spalte »ä« fehlt")) == ("ward", "DataError: Spalte »ä« fehlt")
+    assert read_failure(encode(Update("ward", 1))) is None
+    name, reason = read_failure(failure("ward", "no table\nall is well \ud800" + "x" * 9000))
+    assert name == "ward"
+    assert reason.startswith(r"no table\nall is well \ud800xxx")
+    assert reason.isprintable()
+    assert len(reason) < 2100
 
 
 def test_nothing_is_ever_run(tmp_path):

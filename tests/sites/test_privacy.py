@@ -14,7 +14,7 @@ from taskloom.sites._privacy import LARGEST_RATIO, GaussianRelease, Withheld, cl
 from taskloom.sites._session import Recorder, Session
 from taskloom.sites._simulated import SimulatedTransport
 from taskloom.sites._site import Site
-from taskloom.tasks import OptionError
+from taskloom.tasks import FitError, OptionError
 
 K, D, N = 4, 5, 40
 
@@ -263,5 +263,5 @@ def test_withheld_tells_a_bound_and_no_intercept_and_steps_as_before():
     assert quiet.intercept(w) == 0.0 != loss.intercept(w)
     assert np.array_equal(quiet.gradient(w), loss.gradient(w))
     assert np.array_equal(quiet(w, 0.5, w), loss(w, 0.5, w))
-    with pytest.raises(OptionError, match="bounded curvature"):
+    with pytest.raises(FitError, match="bounded curvature"):
         run(([rng.normal(size=(N, D))] * K, [rng.normal(size=N)] * K), wrap=Withheld, name="amtl")

@@ -20,7 +20,7 @@ from taskloom.linear import (
     Trace,
 )
 from taskloom.sites import METHODS, Faults, GaussianRelease, OffsetDelays, fit
-from taskloom.tasks import DataError, OptionError, Task, TaskData, UnknownNameError
+from taskloom.tasks import DataError, FitError, OptionError, Task, TaskData, UnknownNameError
 
 RING = np.array([[0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0]], dtype=float)
 PENALTIES = [
@@ -416,6 +416,26 @@ def test_bad_settings_are_refused_by_name_before_any_work(settings, words):
 def test_penalties_that_sites_cannot_share_are_refused(penalty, words, method):
     with pytest.raises(OptionError, match=words):
         fit(make_pairs(), penalty, method=method, transport=Untouchable())
+
+
+def test_gradient_steps_on_rows_out_of_all_bounds_name_the_sites():
+    pairs = make_pairs() | {"s1": (make_pairs()["s1"][0] * 1e60, make_pairs()["s1"][1])}
+    with pytest.raises(FitError, match=r"site s1 failed: its first message was refused \(`curvature` is .*check the units"):
+        simulate(pairs, Trace(0.1), method="smtl")
+    result = simulate(pairs, Trace(0.1), method="amtl", tol=1e-6, gap=None)
+    assert "site s1 was lost" in result.message
+    assert result.notes[0].startswith("site s1: its first message was refused")
+
+
+@pytest.mark.parametrize(("loss", "method"), [*(("squared", method) for method in METHODS), ("poisson", "local-prox")])
+def test_a_site_whose_features_do_not_vary_is_as_good_as_any(method, loss):
+    rng = np.random.default_rng(0)
+    pairs = {"varied": (rng.normal(size=(30, 3)), rng.poisson(2.0, size=30) + 1.0)}
+    for name, value in (("zero", 0.0), ("constant", 0.1), ("tiny", 1e-160)):
+        pairs[name] = (np.full((27, 3), value), rng.poisson(2.0, size=27) + 1.0)
+    result = simulate(pairs, Ridge(0.1), loss=loss, method=method, gap=1e-6, max_updates=20_000)
+    assert result.converged
+    assert not result.notes
 
 
 @pytest.mark.parametrize("method", ["amtl", "amtl-paper", "smtl", "smtl-fista"])

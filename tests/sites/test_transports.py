@@ -23,7 +23,7 @@ from taskloom.sites._asynchronous import AsynchronousCoordinator
 from taskloom.sites._coordinator import StopRule
 from taskloom.sites._delays import OffsetDelays
 from taskloom.sites._lines import GOODBYE, HURRY, Server
-from taskloom.sites._messages import decode, encode
+from taskloom.sites._messages import Update, decode, encode
 from taskloom.sites._methods import get_method
 from taskloom.sites._processes import ProcessesTransport
 from taskloom.sites._session import Recorder, Session
@@ -422,6 +422,80 @@ def test_a_run_can_be_stopped_from_another_thread_while_everybody_sleeps(transpo
     timer.join()
     assert world.session.everyone_parted
     assert world.coordinator.version == 0
+
+
+@pytest.mark.parametrize("transport", ["threads", "sockets"])
+def test_a_callback_is_called_while_nothing_comes_and_can_end_the_run(transport, address):
+    world, delays = World(), OffsetDelays(60.0)
+    session = world.watched_by(lambda session: session.now > 0.3 and session.coordinator.stop())
+    if transport == "threads":
+        ThreadsTransport(delays).run(session, world.make)
+    else:
+        with elsewhere(address, world.make, delays=delays) as errors:
+            ProcessesTransport(address=address, authkey=KEY).run(session, {})
+        assert not errors
+    assert session.everyone_parted
+    assert world.coordinator.version == 0
+
+
+def _liar(make):
+    site = make()
+    site.hello = lambda: Update(site.name, 0, curvature=np.full(len(site.losses), -1.0))
+    site.join()
+    return site
+
+
+@pytest.mark.parametrize("transport", ["threads", "sockets", "simulated"])
+def test_a_site_that_joins_with_what_cannot_be_ends_alone(transport, address):
+    world = World(max_updates=60)
+    make = world.make | {"east": partial(_liar, world.make["east"])}
+    if transport == "threads":
+        ThreadsTransport().run(world.session, make)
+    elif transport == "simulated":
+        SimulatedTransport().run(world.session, make)
+    else:
+        with elsewhere(address, make) as errors:
+            ProcessesTransport(address=address, authkey=KEY).run(world.session, {})
+        assert list(errors) == ["east"]
+        assert "the coordinator does not want this site: its first message was refused (`curvature`" in str(errors["east"])
+    assert world.session.failed == {
+        "east": "its first message was refused (`curvature` is -1.0e+00; that of a convex loss is 0 or more)"
+    }
+    assert world.coordinator.sites["east"].updates == 0
+    assert all(world.coordinator.sites[name].intercepts is not None for name in ("north", "south"))
+
+
+@pytest.mark.parametrize("transport", ["threads", "sockets", "simulated"])
+def test_a_site_that_joins_with_what_cannot_be_does_not_keep_a_synchronous_run_waiting(transport, address):
+    world = World("smtl")
+    make = world.make | {"east": partial(_liar, world.make["east"])}
+    refused = pytest.raises(FitError, match="site east failed: its first message was refused")
+    if transport == "sockets":
+        with elsewhere(address, make, give_up=0.2), refused:
+            ProcessesTransport(address=address, authkey=KEY).run(world.session, {})
+    else:
+        with refused:
+            (ThreadsTransport() if transport == "threads" else SimulatedTransport()).run(world.session, make)
+
+
+def _tell_lies(address):
+    frames = (b"!5", b"![1, 2, 3]", b"!" + b"[" * 60_000, b"{" * 60_000, b"x\n", b'!["east", "\\ud800\\nall is well"]')
+    for frame in frames:
+        with Client(address, authkey=KEY) as line:
+            line.send_bytes(frame)
+
+
+def test_frames_of_any_kind_end_no_run_and_the_last_word_of_a_site_is_one_line(address):
+    world = World()
+    caller = threading.Timer(0.2, _tell_lies, args=(address,))
+    caller.start()
+    with elsewhere(address, world.make, delays=OffsetDelays(0.05)) as errors:
+        ProcessesTransport(address=address, authkey=KEY).run(world.session, {})
+    caller.join()
+    assert world.session.failed == {"east": r"\ud800\nall is well"}
+    assert list(errors) == ["east"]
+    assert str(errors["east"]).endswith(r"does not want this site: \ud800\nall is well")
+    assert all(world.coordinator.sites[name].intercepts is not None for name in ("north", "south"))
 
 
 def _interrupt(session):

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich import box
@@ -15,10 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from taskloom.cli import _options as opt
-from taskloom.cli._show import FIT_ERROR, INTERRUPTED, own_name, print_json, user_errors
-
-if TYPE_CHECKING:
-    from taskloom.engines import FlareResult
+from taskloom.cli._jobs import short, tell, tell_stopped
+from taskloom.cli._show import print_json, user_errors
 
 ProjectFile = Annotated[
     Path, typer.Argument(metavar="PROJECT.yml", help="FLARE's project: who takes part.", show_default=False)
@@ -45,7 +43,7 @@ def provision(project: ProjectFile, out: KitsFolder = Path("kits"), json: opt.Js
     for name in ("participant", "is", "start-up kit"):
         table.add_column(name, overflow="fold")
     for kit in kits:
-        table.add_row(Text(kit.name), Text(_ROLES.get(kit.kind, kit.kind)), Text(_shown(kit.folder)))
+        table.add_row(Text(kit.name), Text(_ROLES.get(kit.kind, kit.kind)), Text(short(kit.folder)))
     console = Console()
     console.print(table)
     console.print("Each kit holds a private key: hand it to its participant alone.")
@@ -74,9 +72,10 @@ def submit(
             with _progress(read.name) as watch:
                 result = carry_out(read, kit, FlareOptions(resume, resubmissions, wait, watch))
         except KeyboardInterrupt:
-            typer.echo(f"stopped; go on with `{own_name()} sites submit {job} --kit {kit} --resume`", err=True)
-            raise typer.Exit(INTERRUPTED) from None
-    _tell(result, as_json=json)
+            chosen = {"--kit": kit, "--resubmissions": resubmissions, "--wait": wait, "--out": out}
+            # Whether the coordinator has saved anything is not known here.
+            tell_stopped(["submit", str(job), "--resume"], chosen, is_saved=True)
+    tell(result.values, result.out, as_json=json, jobs=list(result.jobs))
 
 
 def simulate(job: JobFile, resume: Resume = False, out: Out = None, json: opt.Json = False) -> None:
@@ -90,9 +89,9 @@ def simulate(job: JobFile, resume: Resume = False, out: Out = None, json: opt.Js
         try:
             result = carry_out(read, resume=resume)
         except KeyboardInterrupt:
-            typer.echo(f"stopped; go on with `{own_name()} sites simulate --resume {job}`", err=True)
-            raise typer.Exit(INTERRUPTED) from None
-    _tell(result, as_json=json)
+            is_saved = any(read.checkpoint.glob("*.safetensors"))
+            tell_stopped(["simulate", str(job), "--resume"], {"--out": out}, is_saved=is_saved)
+    tell(result.values, result.out, as_json=json, jobs=list(result.jobs))
 
 
 def add_to(app: typer.Typer) -> None:
@@ -107,34 +106,3 @@ def _progress(title: str) -> Generator[Callable[[str], None]]:
     console = Console(stderr=True)
     with console.status(Text(title)):
         yield lambda said: console.print(Text(f"{title}: {said}"), soft_wrap=True)
-
-
-def _tell(result: FlareResult, *, as_json: bool) -> None:
-    if as_json:
-        print_json(result.values | {"out": str(result.out), "jobs": list(result.jobs)})
-    else:
-        _print(result)
-    if result.status not in ("converged", "limit reached"):
-        raise typer.Exit(FIT_ERROR)
-
-
-def _print(result: FlareResult) -> None:
-    """How a job ended, what came of each site, and where its files are."""
-    console, table = Console(), Table(box=box.SIMPLE_HEAD)
-    for name in ("site", "updates", "staleness", "bytes in", "bytes out", "refused", "state"):
-        table.add_column(name, justify="left" if name in ("site", "state") else "right")
-    for name, site in result.values["sites"].items():
-        stale = "-" if site["staleness"] is None else f"{site['staleness']:g}"
-        counts = (str(site["updates"]), stale, str(site["bytes_in"]), str(site["bytes_out"]), str(site["refused"]))
-        table.add_row(Text(name), *counts, Text(site["state"]))
-    console.print(table)
-    console.print(Text(result.message), soft_wrap=True)
-    for name in ("model", "report.html"):
-        if (result.out / name).exists():
-            console.print(Text.assemble(f"{name.removesuffix('.html')}: ", (_shown(result.out / name), "bold")), soft_wrap=True)
-
-
-def _shown(path: Path) -> str:
-    """A path as short as it can be said here."""
-    here = Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

@@ -14,7 +14,8 @@ from threading import Condition
 
 from taskloom.engines._job import Job
 from taskloom.engines._result import JobResult, collect
-from taskloom.engines._session import Progress, forget, open_session
+from taskloom.engines._session import Progress, open_session
+from taskloom.engines._values import one_line
 from taskloom.sites import Answer, Reception, Site, Update, decode, encode
 from taskloom.tasks import DataError, FitError, TaskloomError
 
@@ -26,6 +27,8 @@ GOODBYE = b""
 LATER = b"?"
 # To a site, with a reason: it is not wanted.
 REJECT = b"!"
+# Bytes that a message may have beside its columns.
+HEAD = 10_000
 
 
 class Desk:
@@ -36,16 +39,15 @@ class Desk:
 
     Args:
         job: that is run.
-        resume: False to delete what was saved before, and to begin anew.
         clock: gives seconds.
 
     Raises:
         DataError: the checkpoint is damaged, or of another job.
+        OptionError: another desk has the job.
+        OutputError: the checkpoint cannot be written.
     """
 
-    def __init__(self, job: Job, *, resume: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
-        if not resume:
-            forget(job)
+    def __init__(self, job: Job, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.job = job
         self.session = open_session(job, meter=False)
         self._reception = Reception(self.session, clock)
@@ -53,6 +55,8 @@ class Desk:
         self._answers: dict[str, bytes] = {}
         self._turns: Counter[str] = Counter()
         self._changed = Condition()
+        # A column for each task, and room for the line before it.
+        self._longest = 8 * job.n_features * max(map(len, job.sites.values())) + HEAD
 
     def ask(self, raw: bytes, timeout: float = 5.0) -> bytes:
         """Take a site's message in, and wait for what is due to it.
@@ -65,15 +69,12 @@ class Desk:
             `encode(Answer)`, `GOODBYE`, `LATER` (ask again with the same bytes), or `REJECT` and a reason.
         """
         try:
-            message = decode(raw)
+            message = self._read(raw)
         except DataError as error:
-            log.warning("refused bytes of a caller: %s", error)
-            return REJECT + str(error).encode()
+            reason = one_line(str(error))
+            log.warning("refused bytes of a caller: %s", reason)
+            return REJECT + reason.encode()
         name = message.site
-        if name not in self.session.coordinator.sites or not isinstance(message, Update):
-            known = ", ".join(self.session.coordinator.sites)
-            log.warning("refused a message of %r, which is no site of this job", name)
-            return REJECT + f"it is called {name!r}, this job has {known}".encode()
         self._arrivals.put(message)
         with self._changed:
             self.session.bytes_in[name] += len(raw)
@@ -89,15 +90,19 @@ class Desk:
             self.session.bytes_out[name] += len(reply)
             return reply
 
-    def fail(self, site: str, reason: str) -> None:
-        """A site has ended with an error.
+    def fail(self, site: str, reason: str, *, lasting: bool = False) -> None:
+        """A site has ended with an error. One that has said its last word has not, and strangers do not count.
 
         Args:
             site: its name.
             reason: in words that may be seen at the coordinator.
+            lasting: whether it would fail in the same way if it came back.
         """
         with self._changed:
-            self._reception.fail(site, reason)
+            record = self.session.coordinator.sites.get(site)
+            if record is not None and record.intercepts is None:
+                self._reception.fail(site, one_line(reason))
+                self.session.lasting.update({site} if lasting else ())
             self._flush()
 
     def look(self) -> None:
@@ -129,6 +134,25 @@ class Desk:
         """
         with self._changed:
             return collect(self.session, engine)
+
+    def close(self) -> None:
+        """Leave the job to another desk, which goes on from the last save."""
+        with self._changed:
+            self.session.release()
+
+    def _read(self, raw: bytes) -> Update:
+        """The message of a site of this job.
+
+        Raises:
+            DataError: it is none.
+        """
+        if len(raw) > self._longest:
+            raise DataError(f"a message has {len(raw)} bytes, those of this job at most {self._longest}")
+        message = decode(raw)
+        if message.site not in self.session.coordinator.sites or not isinstance(message, Update):
+            known = ", ".join(self.session.coordinator.sites)
+            raise DataError(f"it is called {message.site[:50]!r}, this job has {known}")
+        return message
 
     def _reply(self, name: str) -> bytes | None:
         """What is due to a site; None if nothing is yet."""
@@ -192,7 +216,7 @@ def take_part(site: Site, ask: Callable[[bytes], bytes | None]) -> None:
                 site.join()
             raw = encode(site.hello())
         elif said.startswith(REJECT):
-            raise DataError(f"the coordinator does not want this site: {said[len(REJECT) :].decode()}")
+            raise DataError(f"the coordinator does not want this site: {said[len(REJECT) :].decode(errors='replace')}")
         elif said != LATER:
             answer = decode(said)
             if not isinstance(answer, Answer):

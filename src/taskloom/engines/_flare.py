@@ -13,17 +13,17 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import yaml
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from taskloom.engines._flare_kits import ALLOW_LIST, CLASSES, RESOURCES, check_flare
 from taskloom.engines._job import Job
-from taskloom.engines._result import RESULT_FILE
-from taskloom.engines._session import check_start, has_checkpoint
+from taskloom.engines._result import RESULT_FILE, drop_model
+from taskloom.engines._session import check_start
 from taskloom.tasks import FitError, OptionError, check_folder, write_file
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 # Of FLARE: a process of the job was killed, or the server.
 BROKEN = ("EXECUTION_EXCEPTION", "ABNORMAL")
+# Seconds for the simulator's workers to find that it is gone.
+LAST_BREATH = 20.0
 # Of taskloom: there may be more to be had once all sites are back.
 LACKING = ("sites lost", "too few sites", "stopped")
 
@@ -157,7 +159,7 @@ def _carry_out(job: Job, session: AdminSession, start: str, folder: Path, option
 
 def _is_worth_another(job: Job, session: AdminSession, status: str, found: Path | None) -> bool:
     """Whether the job would come further if it was submitted again."""
-    from taskloom.engines._flare_server import ENDED, FAILURE
+    from taskloom.engines._flare_server import FAILURE
 
     if found is not None and (found / FAILURE).exists():
         return False
@@ -166,10 +168,10 @@ def _is_worth_another(job: Job, session: AdminSession, status: str, found: Path 
         return status in BROKEN
     if values["status"] not in LACKING or status == "ABORTED":
         return False
-    # A site that has ended with an error of its own would do so again.
-    gone = [name for name, site in values["sites"].items() if site["state"].startswith("lost")]
-    is_own = any(ENDED in values["sites"][name]["state"] for name in gone)
-    return not is_own and set(gone) <= session.await_sites(list(job.sites))
+    if any(site["is_lasting"] for site in values["sites"].values()):
+        return False
+    gone = {name for name, site in values["sites"].items() if site["is_lost"]}
+    return gone <= session.await_sites(list(job.sites))
 
 
 def _values(found: Path | None) -> dict[str, Any]:
@@ -185,6 +187,7 @@ def _bring_home(job: Job, found: Path | None, status: str, numbers: tuple[str, .
     values = _values(found)
     if found is None or not values:
         raise FitError(f"FLARE ended the job as {status}, without a result; see the logs of {', '.join(numbers) or 'the run'}")
+    drop_model(job.out)
     shutil.copytree(found, job.out, dirs_exist_ok=True)
     return FlareResult(values["status"], values["message"], job.out, numbers, values)
 
@@ -202,22 +205,33 @@ def simulate(job: Job, *, resume: bool = False) -> FlareResult:
         OutputError: a folder cannot be written.
     """
     check_flare()
-    from taskloom.engines._flare_server import FOLDER
+    from taskloom.engines._flare_server import FOLDER, FOLDERS_VARIABLE
     from taskloom.engines._flare_session import export_job
     from taskloom.engines._flare_site import SITE_FILE_VARIABLE
 
     lacking = [site for site in job.sites if site not in job.tables]
     if lacking:
         raise OptionError(f"`sites.{lacking[0]}.data` is missing: the simulator runs all sites here; name the table of each")
-    check_start(job, resume=resume)
     with tempfile.TemporaryDirectory() as temporary:
         folder, workspace = Path(temporary), Path(temporary) / "workspace"
+        # FLARE refuses names that are none, before they become files.
+        app = export_job(job, folder, "resume" if resume else "new")
+        check_start(job, resume=resume)
         for site, table in job.tables.items():
-            write_file(folder / "sites" / f"{site}.yml", yaml.safe_dump(table.to_dict()))
+            write_file(folder / "sites" / f"{site}.yml", json.dumps(table.to_dict()))
+        write_file(folder / "folders.json", json.dumps({"checkpoint": str(job.checkpoint), "out": str(job.out)}))
         write_file(workspace / RESOURCES, json.dumps({"format_version": 2, ALLOW_LIST: list(CLASSES)}))
-        app = export_job(job, folder, "resume" if has_checkpoint(job) else "new", is_local=True)
         # All sites share this machine.
-        environment = {"OMP_NUM_THREADS": "1"} | os.environ | {SITE_FILE_VARIABLE: str(folder / "sites")}
+        environment = (
+            {"OMP_NUM_THREADS": "1"}
+            | os.environ
+            | {
+                SITE_FILE_VARIABLE: str(folder / "sites"),
+                FOLDERS_VARIABLE: str(folder / "folders.json"),
+                # What it leaves behind when it is killed goes with the rest.
+                "TMPDIR": temporary,
+            }
+        )
         said = _run_simulator(app, workspace, list(job.sites), environment)
         found = workspace / "server" / "simulate_job" / FOLDER
         if not found.exists():
@@ -238,9 +252,36 @@ def _run_simulator(app: Path, workspace: Path, sites: list[str], environment: di
         env=environment,
         start_new_session=True,
     )
+    with _terminable():
+        try:
+            return _said(process)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                # Its workers are no members of its group: they end when they find it gone, and the pipe with them.
+                with suppress(subprocess.TimeoutExpired):
+                    process.communicate(timeout=LAST_BREATH)
+
+
+def _said(process: subprocess.Popen[str]) -> str:
+    # One long wait would not hear of an interrupt where a library has asked for interrupted calls to be begun again.
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=1.0)[0]
+
+
+@contextmanager
+def _terminable() -> Generator[None]:
+    """Within this block SIGTERM is an exception: what was started is ended before this process."""
+    is_free = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if is_free:
+        signal.signal(signal.SIGTERM, _end)
     try:
-        return process.communicate()[0]
+        yield
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        if is_free:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _end(number: int, _frame: object) -> NoReturn:
+    raise SystemExit(128 + number)

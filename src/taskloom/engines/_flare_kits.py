@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from taskloom.engines._yaml import read_yaml
-from taskloom.tasks import OptionError, check_folder, write_file
+from taskloom.tasks import OptionError, check_folder, unknown, write_file
 
 # FLARE's own way to make kits, for a project that names no other.
 BUILDERS: tuple[dict[str, Any], ...] = (
@@ -31,6 +31,7 @@ CLASSES = (
     "taskloom.engines._flare_server.FlareCoordinator",
     "taskloom.engines._flare_site.FlareSite",
 )
+KINDS = ("server", "client", "admin", "relay")
 RESOURCES = Path("local") / "resources.json.default"
 ALLOW_LIST, LOG_STREAMING = "class_allow_list", "allow_log_streaming"
 
@@ -87,7 +88,7 @@ def provision(project: str | Path, out: str | Path) -> list[StartupKit]:
     plan = {"api_version": 3, "builders": [dict(each) for each in BUILDERS]} | read_yaml(path)
     participants = _participants(path, plan)
     check_folder(out)
-    folder = out / str(plan.get("name"))
+    folder = out / str(plan["name"])
     before = set(folder.glob("prod_*"))
     with tempfile.TemporaryDirectory() as temporary:
         file = Path(temporary) / "project.yml"
@@ -96,12 +97,14 @@ def provision(project: str | Path, out: str | Path) -> list[StartupKit]:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     made = sorted(set(folder.glob("prod_*")) - before)
     if done.returncode or not made:
-        said = " ".join(f"{done.stdout} {done.stderr}".replace(str(file), str(path)).split())
+        lines = f"{done.stdout}\n{done.stderr}".strip().replace(str(file), str(path)).splitlines()
+        # The last line of a traceback says what is wrong.
+        said = " ".join(lines[-1:] if any(line.startswith("Traceback") for line in lines) else lines)
         raise OptionError(f"`project`='{path}': FLARE cannot provision it: {said[:500]}")
     (folder / "state").chmod(0o700)
     kits = [StartupKit(each["name"], each["type"], made[-1] / each["name"]) for each in participants]
     for kit, each in zip(kits, participants, strict=True):
-        if kit.kind != "admin":
+        if kit.kind in ("server", "client"):
             _set_policy(kit.folder / RESOURCES, streams_logs=each.get(LOG_STREAMING) is True)
     return kits
 
@@ -112,6 +115,12 @@ def _participants(path: Path, plan: Mapping[str, Any]) -> list[Mapping[str, Any]
         isinstance(each, Mapping) and {"name", "type"} <= each.keys() for each in listed
     ):
         raise OptionError(f"`participants` in '{path}': need a list with a `name` and a `type` each; see FLARE's project file")
+    for each in listed:
+        if each["type"] not in KINDS:
+            raise unknown(f"type of participant {each['name']}", str(each["type"]), KINDS)
+    for name in (plan.get("name"), *(each["name"] for each in listed)):
+        if not isinstance(name, str) or Path(name).name != name or name == "..":
+            raise OptionError(f"`name`={name!r} in '{path}': it becomes a folder; give a name that can be one")
     return listed
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
+import json
 import logging
+import os
 import shutil
 import time
 from pathlib import Path
-from typing import TextIO
 
-import yaml
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_component import FLComponent
 from nvflare.apis.fl_constant import FLContextKey
@@ -20,6 +19,7 @@ from nvflare.collab import collab
 from taskloom.engines._desk import REJECT, Desk
 from taskloom.engines._job import Job, read_job
 from taskloom.engines._session import check_start, forget, has_checkpoint
+from taskloom.engines._values import one_line
 from taskloom.sites import Update, decode
 from taskloom.tasks import DataError, OptionError, TaskloomError
 
@@ -29,10 +29,8 @@ log = logging.getLogger(__name__)
 FOLDER = "taskloom"
 # Written instead of a result when the coordinator could not begin.
 FAILURE = "failure.txt"
-# Held by the process that carries a job out: a second one would write the same checkpoint.
-LOCK = "lock"
-# Begins what is said of a site that has ended with an error.
-ENDED = "it ended with "
+# File with the folders of a job that the simulator carries out; only who starts the simulator can name it.
+FOLDERS_VARIABLE = "TASKLOOM_JOB_FOLDERS"
 # What is said of one whose process was killed.
 GONE = "its process is gone"
 # Seconds between two looks after the sites, and between two lines in the log.
@@ -46,16 +44,14 @@ class FlareCoordinator(FLComponent):
     file had them, and goes on from the checkpoint that is there. A copy of the result goes with the job.
 
     Args:
-        job: as YAML, without anything about tables.
+        job: as JSON, without anything about tables and folders.
         start: `new`, `resume` (from the checkpoint), or `either`, as there is one or not.
-        is_local: whether the job's own folders are on this machine, as in the simulator.
     """
 
-    def __init__(self, job: str, start: str = "either", is_local: bool = False) -> None:
+    def __init__(self, job: str, start: str = "either") -> None:
         super().__init__()
-        self.job, self.start, self.is_local = job, start, is_local
+        self.job, self.start = job, start
         self._desk: Desk | None = None
-        self._lock: TextIO | None = None
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """FLARE has found out that the job's process at a site is gone."""
@@ -85,10 +81,10 @@ class FlareCoordinator(FLComponent):
             message = decode(raw)
             speaker = message.site if isinstance(message, Update) else ""
         except DataError as error:
-            log.warning("refused a message of site %s: %s", caller, error)
+            log.warning("refused a message of site %s: %s", caller, one_line(str(error)))
             return REJECT + b"it was no message"
         if speaker != caller:
-            log.warning("refused a message of site %s: it came in the name of %r", caller, speaker)
+            log.warning("refused a message of site %s: it came in the name of %r", caller, speaker[:50])
             return REJECT + b"a site speaks for itself alone"
         return self._get_desk().ask(raw)
 
@@ -102,7 +98,7 @@ class FlareCoordinator(FLComponent):
         desk, kind = self._get_desk(), error if error.isidentifier() else "an error"
         # One that was lost before ends since it is not wanted any more.
         if collab.caller not in desk.session.failed:
-            desk.fail(collab.caller, f"{ENDED}{kind}; its own log says why")
+            desk.fail(collab.caller, f"it ended with {kind}; its own log says why", lasting=True)
 
     @collab.main
     def coordinate(self) -> None:
@@ -130,28 +126,16 @@ class FlareCoordinator(FLComponent):
         return self._desk
 
     def _make_desk(self, job: Job) -> Desk:
-        """The desk of a job that nobody else carries out here."""
-        if self.start == "new" and has_checkpoint(job):
-            raise OptionError(
-                f"a run of job {job.name!r} is saved at the coordinator and not over; submit it with `resume` to go on with "
-                f"it, or delete '{job.checkpoint}' there"
-            )
-        check_start(job, resume=self.start == "resume" or has_checkpoint(job))
-        # Freed by the system when this process ends, however it does.
-        self._lock = (job.checkpoint / LOCK).open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise OptionError(
-                f"job {job.name!r} is being carried out here; wait for its end, or give another `name`"
-            ) from error
+        check_start(job, resume=self.start == "resume" or (self.start == "either" and has_checkpoint(job)))
         return Desk(job)
 
     def _read_job(self) -> Job:
-        job = read_job(yaml.safe_load(self.job))
-        if self.is_local:
-            return job
-        if Path(job.name).name != job.name:
+        job = read_job(json.loads(self.job))
+        folders = os.environ.get(FOLDERS_VARIABLE)
+        if folders:
+            named = json.loads(Path(folders).read_text(encoding="utf-8"))
+            return dataclasses.replace(job, checkpoint=Path(named["checkpoint"]), out=Path(named["out"]))
+        if Path(job.name).name != job.name or job.name == "..":
             raise OptionError(f"`name`={job.name!r}: it becomes a folder at the coordinator; leave out what is none")
         folder = Path(collab.workspace.get_root_dir()) / FOLDER / job.name
         return dataclasses.replace(job, checkpoint=folder / "checkpoint", out=folder / "out")

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from nvflare.apis.fl_constant import ConfigVarName
 from nvflare.collab import CollabRecipe
 from nvflare.fuel.flare_api.api_spec import (
@@ -50,16 +49,16 @@ class JobRecipe(CollabRecipe):
     Args:
         job: that is carried out.
         start: see `FlareCoordinator`.
-        is_local: see `FlareCoordinator`.
     """
 
-    def __init__(self, job: Job, start: str, *, is_local: bool = False) -> None:
-        text = yaml.safe_dump(job.to_dict(), sort_keys=False)
+    def __init__(self, job: Job, start: str) -> None:
+        # The folders are those of whoever submits the job, and nobody else's business.
+        text = json.dumps({key: value for key, value in job.to_dict().items() if key not in ("checkpoint", "out")})
         # A call that waits for other sites keeps its thread.
         threads = max(100, 2 * len(job.sites))
         super().__init__(
             job.name,
-            FlareCoordinator(text, start, is_local),
+            FlareCoordinator(text, start),
             FlareSite(text),
             min_clients=job.min_sites,
             sync_task_timeout=SYNC,
@@ -75,21 +74,20 @@ class JobRecipe(CollabRecipe):
         return []
 
 
-def export_job(job: Job, folder: Path, start: str, *, is_local: bool = False) -> Path:
+def export_job(job: Job, folder: Path, start: str) -> Path:
     """Write a job in FLARE's form, and say where.
 
     Args:
         job: that is carried out.
         folder: that the job's own folder goes into.
         start: see `FlareCoordinator`.
-        is_local: see `FlareCoordinator`.
 
     Raises:
         OptionError: FLARE cannot call a job, or a site, like that.
     """
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            JobRecipe(job, start, is_local=is_local).export(str(folder))
+            JobRecipe(job, start).export(str(folder))
     except ValueError as error:
         raise OptionError(
             f"`name`={job.name!r}, or the name of a site: FLARE does not take it ({error}); call it otherwise"
@@ -219,4 +217,8 @@ class AdminSession:
                 time.sleep(POLL)
             except AuthenticationError as error:
                 raise OptionError(f"`kit`='{self.kit}': the server refuses {self._name} ({error})") from error
+            except (FileNotFoundError, PermissionError, RuntimeError) as error:
+                raise OptionError(
+                    f"`kit`='{self.kit}' is not whole ({error}); give one of `provision` as it was made"
+                ) from error
         return self._session

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
 from nvflare.collab import CollabCallError, collab
 from nvflare.collab.api.exceptions import RunAborted
 
@@ -41,7 +41,7 @@ class FlareSite:
     no more, since a message may quote the table.
 
     Args:
-        job: as YAML, without anything about tables.
+        job: as JSON, without anything about tables and folders.
     """
 
     def __init__(self, job: str) -> None:
@@ -54,7 +54,7 @@ class FlareSite:
         logging.getLogger("nvflare.collab").setLevel(logging.WARNING)
         name = collab.site_name
         try:
-            job = read_job(yaml.safe_load(self.job))
+            job = read_job(json.loads(self.job))
             take_part(make_job_site(_own_file(name), job), _line(job.give_up))
         except RunAborted:
             log.info("site %s: the job was ended", name)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from taskloom.engines._site_file import SITE_KEYS, SiteFile, table_of
-from taskloom.engines._values import check_keys, finite, flag, folder_name, number, repeated, whole, word, words
+from taskloom.engines._values import check_keys, finite, flag, folder_name, number, plain, repeated, whole, word, words
 from taskloom.engines._yaml import read_yaml
 from taskloom.linear import (
     L1,
@@ -36,10 +36,12 @@ from taskloom.linear import (
     scale_factor,
 )
 from taskloom.sites import AsynchronousCoordinator, Coordinator, StepOptions, StopRule, SynchronousCoordinator, get_method
-from taskloom.tasks import OptionError, unknown
+from taskloom.tasks import OptionError, canonical, unknown
 
 # Those whose model predicts what a table's column holds: values, or one of two classes.
 LOSSES = ("squared", "huber", "logistic", "squared_hinge")
+# Seconds: longer than this no system call can wait.
+LONGEST_WAIT = 1e6
 PENALTIES: dict[str, type[Penalty]] = {
     "clustered": Clustered,
     "fused": Fused,
@@ -92,7 +94,7 @@ class Job:
         max_rounds: of each site; None for no limit.
         min_sites: the run ends when fewer are left.
         max_norm: greatest norm of a site's columns that is believed, in units of the coefficients.
-        patience: seconds without a word after which a site is shown as silent.
+        patience: seconds without a word after which a site is shown as silent; at most 1e6.
         give_up: seconds without a word after which a site counts as lost, until it is heard of again.
         checkpoint: folder that the coordinator is saved to.
         checkpoint_every: updates between two saves.
@@ -137,7 +139,7 @@ class Job:
         for key in ("tol", "step", "relaxation", "max_norm", "patience", "give_up"):
             value = getattr(self, key)
             if value is not None:
-                number(key, value, zero=key == "tol")
+                number(key, value, zero=key == "tol", most=LONGEST_WAIT if key == "patience" else np.inf)
         for key in ("max_updates", "max_rounds", "min_sites", "checkpoint_every"):
             value = getattr(self, key)
             if value is not None:
@@ -148,6 +150,8 @@ class Job:
         self._check_model()
         if self.min_sites > len(self.sites):
             raise OptionError(f"`min_sites`={self.min_sites}: there are only {len(self.sites)} sites; ask for fewer")
+        for site, table in self.tables.items():
+            table.check(self.sites[site], self.target, self.by)
         twice = repeated(self.tasks)
         if twice is not None:
             holders = ", ".join(site for site, held in self.sites.items() if twice in held)
@@ -158,7 +162,7 @@ class Job:
             raise unknown("loss", str(self.loss), LOSSES)
         scale_factor(self.scale, self.row_loss, np.ones(1))
         get_method(self.method)
-        if len(set(map(str, self.classes))) != 2:
+        if len({canonical(str(each)) for each in self.classes}) != 2:
             raise OptionError(f"`classes`={self.classes!r}: need two labels that differ, such as [0, 1]")
         column_prox(self.make_penalty(), 1.0, np.zeros((self.n_features, len(self.tasks))))
 
@@ -193,6 +197,13 @@ class Job:
     def make_penalty(self) -> Penalty:
         """As one object."""
         return reduce(add, [_penalty(name, value) for name, value in self.penalty.items()])
+
+    @property
+    def problem(self) -> dict[str, Any]:
+        """What a saved run is only worth something with, as JSON has it: the coordinator knows but the number of columns."""
+        columns = [[each.name, each.center, each.scale] for each in self.features]
+        known = {"features": columns, "loss": self.loss, "scale": self.scale, "fit_intercept": self.fit_intercept}
+        return known if self.row_loss.labels == "real" else known | {"classes": list(self.classes)}
 
     def make_coordinator(self) -> Coordinator:
         """A new one, which knows no rows."""
@@ -246,7 +257,7 @@ def read_job(source: str | Path | Mapping[str, Any], folder: str | Path | None =
         folder, stem, source = path.parent if folder is None else folder, path.stem, read_yaml(path)
     root = Path(folder or ".").resolve()
     check_keys(source, JOB_KEYS, "a job")
-    given = {key: value for key, value in source.items() if value is not None}
+    given = {key: plain(value) for key, value in source.items() if value is not None}
     for key in ("sites", "features", "penalty"):
         if key not in given:
             raise OptionError(f"`{key}` is missing; a job names its `sites`, its `features` and its `penalty`")
@@ -271,6 +282,8 @@ def _sites(given: Any, folder: Path) -> tuple[dict[str, tuple[str, ...]], dict[s
     tasks, tables = {}, {}
     for key, value in given.items():
         site = word("sites", key)
+        if site in tasks:
+            raise OptionError(f"`sites` names {site!r} twice; name it once")
         held = value
         if isinstance(value, Mapping):
             check_keys(value, ("tasks", *SITE_KEYS[1:]), f"site `{site}`")
@@ -301,6 +314,11 @@ def _features(given: Any) -> tuple[Feature, ...]:
 def _classes(given: Any) -> tuple[Any, Any]:
     if not isinstance(given, list | tuple) or len(given) != 2:
         raise OptionError(f"`classes`={given!r}: need two labels, such as [0, 1] or [healthy, ill]")
+    for each in given:
+        if not isinstance(each, bool):
+            word("classes", each)
+        if isinstance(each, float) and not np.isfinite(each):
+            raise OptionError(f"`classes` holds {each!r}; rows without a label are left out as they are, name two labels")
     return given[0], given[1]
 
 

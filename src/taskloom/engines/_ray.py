@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import socket
 import threading
 import time
 from collections.abc import Generator
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 TICK = 0.25
 # Seconds between two calls of a coordinator that is away: from the first to the last.
 FIRST_PAUSE, LAST_PAUSE = 0.05, 1.0
+# Seconds for a machine to say that it is there.
+REACH = 10.0
 # Bytes of the object store of a Ray that is started for one job: messages of large models pass through it, nothing else does.
 STORE_BYTES = 100_000_000
 # Resource of the machine on which the coordinator is to run, where it is not that of whoever starts the job.
@@ -223,13 +226,20 @@ class _Run:
 
     def _actor(self, kind: type, name: str, options: dict[str, Any]) -> Any:
         full = f"{self.job.name}/{name}"
-        with suppress(ValueError):
-            self.ray.get_actor(full, namespace=self.options.namespace)
+        if self._is_there(full):
             raise OptionError(
                 f"`name`={self.job.name!r}: a job of that name is running on this cluster; wait, or name this one anew"
             )
         usual = {"max_restarts": -1, "num_cpus": 0, "name": full, "namespace": self.options.namespace}
         return self.ray.remote(kind).options(**usual, **options)
+
+    def _is_there(self, name: str) -> bool:
+        """Whether there is an actor of a name."""
+        try:
+            self.ray.get_actor(name, namespace=self.options.namespace)
+        except ValueError:
+            return False
+        return True
 
     def coordinate(self, watch: Watch | None) -> None:
         """Until the run is over."""
@@ -284,6 +294,23 @@ def _import_ray() -> Any:
         raise OptionError("engine `ray` needs Ray; install taskloom[ray]") from error
 
 
+def _check_address(address: str | None) -> None:
+    """Whether somebody listens at an address: Ray itself would try for minutes.
+
+    Raises:
+        OptionError: nobody does, or it is none.
+    """
+    if address in (None, "auto", "local"):
+        return
+    host, _, port = str(address).removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        raise OptionError(f"`address`={address!r} is no address of a Ray; give `auto`, `HOST:PORT` or `ray://HOST:PORT`")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACH).close()
+    except (OSError, OverflowError) as error:
+        raise OptionError(f"`address`={address!r}: nobody listens there ({error}); start Ray, or leave it out") from error
+
+
 @contextmanager
 def _cluster(options: RayOptions) -> Generator[Any]:
     """Ray, as it is or begun for this block."""
@@ -291,13 +318,17 @@ def _cluster(options: RayOptions) -> Generator[Any]:
     if ray.is_initialized():
         yield ray
         return
+    _check_address(options.address)
     settings: dict[str, Any] = {"namespace": options.namespace, "log_to_driver": False, "logging_level": logging.ERROR}
     if options.address is None:
         settings |= {"include_dashboard": False, "object_store_memory": STORE_BYTES}
     try:
         ray.init(options.address or "local", **settings)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise OptionError(f"`address`={options.address!r}: no Ray there ({error}); start one, or leave it out") from error
+        raise OptionError(
+            f"`address`={options.address!r}: no Ray there, or none that lets one in ({error}); start one, set "
+            "RAY_AUTH_MODE=token where it asks for a token, or leave the address out"
+        ) from error
     try:
         yield ray
     finally:

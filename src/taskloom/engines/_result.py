@@ -35,6 +35,8 @@ class SiteReport:
         seen_at: seconds from the coordinator's start to its last message; NaN if there was none.
         refused: messages that were not taken.
         duplicates: messages that had come before.
+        is_lost: whether it was lost at the end.
+        is_lasting: whether it would be lost in the same way if the job went on.
     """
 
     state: str
@@ -46,6 +48,8 @@ class SiteReport:
     seen_at: float
     refused: int
     duplicates: int
+    is_lost: bool = False
+    is_lasting: bool = False
 
 
 @dataclass
@@ -55,7 +59,7 @@ class JobResult:
     Attributes:
         job: that was run.
         engine: that it was run on.
-        status: `converged`, `limit reached`, `sites lost`, `too few sites` or `failed`.
+        status: `converged`, `limit reached`, `sites lost`, `too few sites`, `stopped` or `failed`.
         message: the same in a sentence.
         run: coefficients, intercepts, round trips.
         sites: what came of each.
@@ -122,6 +126,8 @@ class JobResult:
         write_report({self.job.method: self.run}, target / REPORT_FILE, about=self._about())
         if self.modelled:
             self._save_model(target / MODEL_FOLDER)
+        else:
+            drop_model(target)
         write_file(target / RESULT_FILE, json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
         return target
 
@@ -134,6 +140,11 @@ class JobResult:
         ]
         return f"Job {self.job.name} on {self.engine}: {self.message}. {'. '.join(each)}."
 
+    def _by(self) -> str:
+        """Column that names the task of a row, if all tables that are known and name one agree on it; else none."""
+        each = {table.by or self.job.by for table in self.job.tables.values()} - {None} or {self.job.by}
+        return (each.pop() or "") if len(each) == 1 else ""
+
     def _save_model(self, folder: Path) -> None:
         """In the form of `taskloom.study.Model`: a table of the same columns can be predicted with it."""
         job, columns = self.job, [self.run.tasks.index(task) for task in self.modelled]
@@ -145,7 +156,7 @@ class JobResult:
         about = {
             "recipe": f"job {job.name}",
             "settings": {"status": self.status, "message": self.message},
-            "by": job.by or "",
+            "by": self._by(),
             "numeric_names": [each.name for each in job.features],
             "categorical_names": [],
             "impute": False,
@@ -153,6 +164,14 @@ class JobResult:
         }
         unscaled = TargetScaler(np.zeros(len(tasks)), np.ones(len(tasks)))
         write_model_files(folder, tasks, predictor, FeatureEncoder(center, scale), unscaled, about)
+
+
+def drop_model(folder: Path) -> None:
+    """Delete the model of an earlier run: it would be taken for that of a run that has none."""
+    for name in ("model.json", "weights.safetensors"):
+        (folder / MODEL_FOLDER / name).unlink(missing_ok=True)
+    if (folder / MODEL_FOLDER).is_dir() and not any((folder / MODEL_FOLDER).iterdir()):
+        (folder / MODEL_FOLDER).rmdir()
 
 
 def collect(session: JobSession, engine: str) -> JobResult:
@@ -176,6 +195,8 @@ def collect(session: JobSession, engine: str) -> JobResult:
             seen_at=record.seen_at,
             refused=record.refused,
             duplicates=record.duplicates,
+            is_lost=name in session.failed,
+            is_lasting=name in session.failed and name in session.lasting,
         )
         for name, record in run.sites.items()
     }

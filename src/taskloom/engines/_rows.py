@@ -30,11 +30,13 @@ def load_rows(site_file: SiteFile, job: Job) -> list[TaskRows]:
 
     Raises:
         UnknownNameError: a site, a task or a column that there is not; the nearest is named.
-        OptionError: the file does not say which rows or labels are those of a task.
+        OptionError: the file does not say which rows or labels are those of a task, or does not give the job a column.
         DataError: the table cannot be read, a feature is no number or missing, a label is none that the loss takes.
     """
     if site_file.site not in job.sites:
         raise unknown("site of the job", site_file.site, job.sites)
+    site_file.check(job.sites[site_file.site], job.target, job.by)
+    _check_columns(site_file, job)
     pairs = _shared(site_file, job) if site_file.targets is not None else _own(site_file, job)
     data = read_sites(pairs, LossOptions(job.loss, job.scale, job.fit_intercept))
     return [data.rows(t) for t in range(len(data.tasks))]
@@ -53,27 +55,30 @@ def make_job_site(site_file: SiteFile, job: Job) -> Site:
     return make_site(site_file.site, load_rows(site_file, job), job.n_features, get_method(job.method))
 
 
+def _check_columns(site_file: SiteFile, job: Job) -> None:
+    """What the job chooses must be what the site gives."""
+    chosen = [each.name for each in job.features]
+    if site_file.targets is None:
+        chosen += [name for own, name in ((site_file.target, job.target), (site_file.by, job.by)) if own is None and name]
+    refused = [name for name in chosen if site_file.columns is not None and name not in site_file.columns]
+    if refused:
+        raise OptionError(
+            f"site {site_file.site!r} does not give column `{refused[0]}` to jobs; leave it out, or name it in the `columns` "
+            "of the site"
+        )
+
+
 def _shared(site_file: SiteFile, job: Job) -> Pairs:
     """All tasks of the site on the same rows, each with a column of labels."""
     columns = site_file.targets or {}
     tasks = job.sites[site_file.site]
-    for task in columns:
-        if task not in tasks:
-            raise unknown(f"task of site {site_file.site}", task, tasks)
-    lacking = next((task for task in tasks if task not in columns), None)
-    if lacking is not None:
-        raise OptionError(f"`targets` of site {site_file.site!r} has no column for task {lacking!r}; name one")
     X, labels, _ = _read(site_file, job, [columns[task] for task in tasks], "")
     return {task: _known(site_file, job, task, (X, labels[:, t])) for t, task in enumerate(tasks)}
 
 
 def _own(site_file: SiteFile, job: Job) -> Pairs:
     """Each task of the site on rows of its own."""
-    target, by, tasks = site_file.target or job.target, site_file.by or job.by, job.sites[site_file.site]
-    if target is None:
-        raise OptionError(f"site {site_file.site!r}: which column holds the labels? Give `target`, or `targets` of each task")
-    if by is None and len(tasks) > 1:
-        raise OptionError(f"site {site_file.site!r} has {len(tasks)} tasks: which column names them? Give `by`, or `targets`")
+    target, by, tasks = site_file.target or job.target or "", site_file.by or job.by, job.sites[site_file.site]
     X, labels, owners = _read(site_file, job, [target], by or "")
     if by is None:
         return {tasks[0]: _known(site_file, job, tasks[0], (X, labels[:, 0]))}

@@ -26,17 +26,19 @@ def run_job(
     """Run a job whose sites read their tables where the engine puts them, and write what comes of it into its folder.
 
     The run is saved as it goes. When it has converged, what was saved is deleted; else `resume` goes on from it, with limits
-    that may be others. An interrupt leaves it to be resumed.
+    that may be others. An interrupt leaves it to be resumed. A run that cannot be
+    saved any more ends as `failed`, with the model that it has.
 
     Args:
         job: that names each site's table.
         engine: `threads` of this process, `processes` of this machine, or `ray`.
         resume: whether to go on with a run that ended before.
-        watch: called with a `Progress` as the run goes, of Ray twice a second.
+        watch: called with a `Progress` a few times a second as the run goes.
         ray: where the cluster is, for `ray`.
 
     Raises:
-        OptionError: a site without a table; a run that would be lost, or none to go on with; Ray is not installed.
+        OptionError: a site without a table; a run that would be lost, or none to go on with, or that is being carried out;
+            Ray is not installed.
         UnknownNameError: an unknown engine.
         OutputError: a folder that cannot be written.
 
@@ -76,5 +78,8 @@ def _run_here(job: Job, engine: str, watch: Watch | None) -> JobResult:
         session.end("failed", str(error))
     except KeyboardInterrupt:
         session.close()
+        raise
+    except BaseException:
+        session.release()
         raise
     return collect(session, engine)

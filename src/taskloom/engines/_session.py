@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from taskloom.engines._job import Job
+from taskloom.engines._lock import FolderLock
 from taskloom.sites import Answer, Coordinator, Recorder, Session, Update, encode, revive_coordinator, save_coordinator
-from taskloom.tasks import OptionError, check_folder, write_file
+from taskloom.tasks import OptionError, OutputError, check_folder, write_file
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,11 @@ class JobSession(Session):
         watch: called with a `Progress` a few times a second.
         meter: whether to count the bytes of messages here; an engine that sees frames counts those.
 
+    A run that cannot be saved any more ends as `failed`, with the model that it has.
+
     Attributes:
+        lock: on the checkpoint, until the session is closed.
+        lasting: sites that would fail in the same way if they came back.
         ended: status and reason, where something other than the coordinator's own rules ended the run.
         bytes_in: from each site.
         bytes_out: to each site.
@@ -67,6 +72,8 @@ class JobSession(Session):
     def __init__(self, job: Job, coordinator: Coordinator, watch: Watch | None = None, *, meter: bool = True) -> None:
         super().__init__(coordinator, Recorder(NEVER), save=self._save, save_every=job.checkpoint_every)
         self.job, self.watch, self.meter = job, watch, meter
+        self.lock: FolderLock | None = None
+        self.lasting: set[str] = set()
         self.ended: tuple[str, str] | None = None
         self.bytes_in, self.bytes_out = Counter[str](), Counter[str]()
         self._over_at: float | None = None
@@ -101,6 +108,18 @@ class JobSession(Session):
         """End the run; what was found until now is kept."""
         self.ended = self.ended or (status, reason)
         self.coordinator.stop()
+
+    def close(self) -> None:
+        """As `Session.close`; others may go on with the run then."""
+        try:
+            super().close()
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Let others go on with the run from its last save."""
+        if self.lock is not None:
+            self.lock.release()
 
     def look(self, now: float) -> None:
         """Give up sites that have not been heard of for too long.
@@ -156,9 +175,14 @@ class JobSession(Session):
         return "silent" if self._silence(name) > self.job.patience else "there"
 
     def _save(self, coordinator: Coordinator) -> None:
-        save_coordinator(coordinator, self.job.checkpoint / COORDINATOR_FILE)
         counted = {"in": dict(self.bytes_in), "out": dict(self.bytes_out)}
-        write_file(self.job.checkpoint / BYTES_FILE, json.dumps(counted))
+        try:
+            save_coordinator(coordinator, self.job.checkpoint / COORDINATOR_FILE, self.job.problem)
+            write_file(self.job.checkpoint / BYTES_FILE, json.dumps(counted))
+        except OutputError as error:
+            log.warning("the run cannot be saved: %s", error)
+            if not self.is_over:
+                self.end("failed", f"it cannot be saved any more ({error})")
 
 
 def has_checkpoint(job: Job) -> bool:
@@ -174,17 +198,16 @@ def check_start(job: Job, *, resume: bool) -> None:
         resume: whether it is to go on.
 
     Raises:
-        OptionError: there is a saved run that would be lost, or none to go on from.
+        OptionError: there is a saved run that would be lost, or none to go on from; or it is being carried out.
         OutputError: a folder cannot be written.
     """
-    if has_checkpoint(job) and not resume:
-        raise OptionError(
-            f"`checkpoint`='{job.checkpoint}' holds a run that is not over; resume it (`taskloom sites resume`), or delete it"
-        )
     if resume and not has_checkpoint(job):
-        raise OptionError(f"`checkpoint`='{job.checkpoint}' holds no run to go on with; begin one (`taskloom sites run`)")
+        raise OptionError(f"`checkpoint`='{job.checkpoint}' holds no run to go on with; begin a new one")
+    if has_checkpoint(job) and not resume:
+        FolderLock(job.checkpoint).release()
+        raise OptionError(f"`checkpoint`='{job.checkpoint}' holds a run that is not over; resume it, or delete it")
     check_folder(job.out)
-    check_folder(job.checkpoint)
+    FolderLock(job.checkpoint).release()
 
 
 def open_session(job: Job, watch: Watch | None = None, *, meter: bool = True) -> JobSession:
@@ -197,12 +220,19 @@ def open_session(job: Job, watch: Watch | None = None, *, meter: bool = True) ->
 
     Raises:
         DataError: the checkpoint is damaged, or of another job.
+        OptionError: the job is being carried out.
+        OutputError: the checkpoint cannot be written.
     """
-    coordinator, counted = job.make_coordinator(), {}
-    if has_checkpoint(job):
-        revive_coordinator(coordinator, job.checkpoint / COORDINATOR_FILE)
-        counted = _counted(job.checkpoint / BYTES_FILE)
+    coordinator, counted, lock = job.make_coordinator(), {}, FolderLock(job.checkpoint)
+    try:
+        if has_checkpoint(job):
+            revive_coordinator(coordinator, job.checkpoint / COORDINATOR_FILE, job.problem)
+            counted = _counted(job.checkpoint / BYTES_FILE)
+    except BaseException:
+        lock.release()
+        raise
     session = JobSession(job, coordinator, watch, meter=meter)
+    session.lock = lock
     session.bytes_in.update(counted.get("in", {}))
     session.bytes_out.update(counted.get("out", {}))
     return session

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from taskloom.engines._values import check_keys, word, words
 from taskloom.engines._yaml import read_yaml
-from taskloom.tasks import OptionError
+from taskloom.tasks import OptionError, unknown
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class SiteFile:
         target: column of the labels; None for that of the job.
         by: column whose values name the tasks; None for that of the job. A site of one task needs none.
         targets: column of the labels of each task, where all tasks share the rows; then there is no `target` and no `by`.
+        columns: that a job may choose, as features, or as `target` and `by` where this file does not say them; None for any.
 
     Examples:
         >>> read_site_file({"site": "north", "data": "north.csv", "target": "score", "by": "school"}).by
@@ -33,11 +34,42 @@ class SiteFile:
     target: str | None = None
     by: str | None = None
     targets: Mapping[str, str] | None = None
+    columns: tuple[str, ...] | None = None
+
+    def check(self, tasks: Sequence[str], target: str | None, by: str | None) -> None:
+        """Whether it is said which rows and labels are those of each task; the table is not looked at.
+
+        Args:
+            tasks: of the site.
+            target: that of the job.
+            by: that of the job.
+
+        Raises:
+            OptionError: it is not.
+            UnknownNameError: `targets` names a task that the site has not; the nearest is named.
+        """
+        if self.targets is None:
+            if self.target is None and target is None:
+                raise OptionError(
+                    f"site {self.site!r}: which column holds the labels? Give `target`, or `targets` of each task"
+                )
+            if self.by is None and by is None and len(tasks) > 1:
+                raise OptionError(
+                    f"site {self.site!r} has {len(tasks)} tasks: which column names them? Give `by`, or `targets`"
+                )
+            return
+        for task in self.targets:
+            if task not in tasks:
+                raise unknown(f"task of site {self.site}", task, tasks)
+        lacking = next((task for task in tasks if task not in self.targets), None)
+        if lacking is not None:
+            raise OptionError(f"`targets` of site {self.site!r} has no column for task {lacking!r}; name one")
 
     def to_dict(self) -> dict[str, Any]:
         """As `read_site_file` reads it; what is not given is left out."""
-        values = {"data": str(self.data), "target": self.target, "by": self.by}
+        values: dict[str, Any] = {"data": str(self.data), "target": self.target, "by": self.by}
         values["targets"] = None if self.targets is None else dict(self.targets)
+        values["columns"] = None if self.columns is None else list(self.columns)
         return {"site": self.site} | {key: value for key, value in values.items() if value is not None}
 
 
@@ -68,13 +100,14 @@ def read_site_file(source: str | Path | Mapping[str, Any], folder: str | Path | 
 def table_of(site: str, given: Mapping[str, Any], folder: Path) -> SiteFile:
     """The table of a site from its keys, but for the site's name."""
     where = f"sites.{site}"
-    if not isinstance(given.get("data"), str | Path) or not str(given["data"]):
+    if not isinstance(given.get("data"), str | Path) or not str(given["data"]) or "\0" in str(given["data"]):
         raise OptionError(f"`{where}.data`={given.get('data')!r}: need the path of a CSV or Parquet file")
-    columns = {key: word(f"{where}.{key}", given[key]) for key in ("target", "by") if given.get(key) is not None}
+    named = {key: word(f"{where}.{key}", given[key]) for key in ("target", "by") if given.get(key) is not None}
     targets = _targets(f"{where}.targets", given.get("targets"))
-    if targets is not None and columns:
+    if targets is not None and named:
         raise OptionError(f"`{where}`: `targets` comes without `target` and `by`; give either")
-    return SiteFile(site, (folder / given["data"]).resolve(), targets=targets, **columns)
+    columns = None if given.get("columns") is None else words(f"{where}.columns", given["columns"])
+    return SiteFile(site, (folder / given["data"]).resolve(), targets=targets, columns=columns, **named)
 
 
 def _targets(key: str, value: Any) -> dict[str, str] | None:

@@ -36,10 +36,11 @@ def whole(key: str, value: Any, least: int = 1) -> int:
     return int(value)
 
 
-def number(key: str, value: Any, *, zero: bool = False) -> float:
-    """A finite number above 0, or with `zero` of 0 or more."""
-    if not is_number(value) or not 0 <= value < np.inf or (value == 0 and not zero):
-        raise OptionError(f"`{key}`={value!r}: need a number {'of 0 or more' if zero else 'above 0'}")
+def number(key: str, value: Any, *, zero: bool = False, most: float = np.inf) -> float:
+    """A finite number above 0, or with `zero` of 0 or more, and of no more than `most`."""
+    if not is_number(value) or not 0 <= value < np.inf or (value == 0 and not zero) or value > most:
+        bound = "" if most == np.inf else f" and of at most {most:g}"
+        raise OptionError(f"`{key}`={value!r}: need a number {'of 0 or more' if zero else 'above 0'}{bound}")
     return float(value)
 
 
@@ -64,11 +65,35 @@ def word(key: str, value: Any) -> str:
     return str(value)
 
 
+def plain(value: Any) -> Any:
+    """As JSON has it: lists for arrays, numbers of Python for those of NumPy.
+
+    Examples:
+        >>> plain({"graph": {"affinity": np.eye(2)}, "max_updates": np.int64(5)})
+        {'graph': {'affinity': [[1.0, 0.0], [0.0, 1.0]]}, 'max_updates': 5}
+    """
+    if isinstance(value, Mapping):
+        return {plain(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+
 def folder_name(key: str, value: Any) -> str | Path:
     """The path of a folder."""
-    if not isinstance(value, str | Path) or not str(value):
+    if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
         raise OptionError(f"`{key}`={value!r}: need the path of a folder")
     return value
+
+
+def one_line(text: str) -> str:
+    r"""What somebody else wrote, as it can be logged and sent on: short, and without what is no letter.
+
+    Examples:
+        >>> one_line("north\nsite south is lost")
+        'north site south is lost'
+    """
+    return "".join(letter if letter.isprintable() else " " for letter in text[:300])
 
 
 def repeated(names: Iterable[str]) -> str | None:

@@ -72,7 +72,8 @@ def read_yaml(path: Path) -> dict[Any, Any]:
     except yaml.MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f" line {error.problem_mark.line + 1}:"
         raise OptionError(f"'{path}':{line} {error.problem or 'no YAML'}; correct it") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        # Beside what is no UTF-8: a tag such as `!!float` on what is none.
         raise OptionError(f"'{path}': cannot be read as YAML in UTF-8 ({error}); correct it") from error
     if not isinstance(value, dict):
         raise OptionError(f"'{path}' holds {type(value).__name__}; need keys and values, such as `loss: squared`")

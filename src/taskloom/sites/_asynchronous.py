@@ -16,7 +16,7 @@ import numpy as np
 
 from taskloom.linear import Penalty, column_prox
 from taskloom.sites._balance import FIRST_STEP, StepBalance, gradient_point, proximal_point
-from taskloom.sites._coordinator import Coordinator, SiteRecord, StopRule, Waiting
+from taskloom.sites._coordinator import LEAST_CURVATURE, MOST_CURVATURE, Coordinator, SiteRecord, StopRule, Waiting
 from taskloom.sites._messages import Answer, Update
 from taskloom.sites._methods import Method, StepOptions
 from taskloom.sites._relaxation import Safeguard, dynamic_factor, theory_bound
@@ -96,10 +96,10 @@ class AsynchronousCoordinator(Coordinator):
         if self.steps.step is not None or known <= before:
             return
         if self.method.local == "gradient":
-            self._set_step(self.method.steps / known)
+            self._set_step(self._gradient_step(self.curvature))
         elif not self.version:
-            finite = self.curvature[np.isfinite(self.curvature) & (self.curvature > 0)]
-            self._set_step(FIRST_STEP / float(finite.mean()) if len(finite) else 1.0)
+            bounds = self.curvature[(self.curvature >= LEAST_CURVATURE) & (self.curvature <= MOST_CURVATURE)]
+            self._set_step(FIRST_STEP / float(bounds.mean()) if len(bounds) else 1.0)
 
     def _set_step(self, step: float) -> None:
         """Go on at another step from the same model and subgradient."""

@@ -25,9 +25,11 @@ FORMAT = "taskloom-sites"
 VERSION = 1
 # More epochs than pass between two saves: no answer of a life before has one of the next life's epochs.
 EPOCHS_OF_A_LIFE = 1_000_000
+# Letters of a setting that a message shows: there may be thousands of features.
+LONGEST = 200
 
 
-def save_coordinator(coordinator: Coordinator, path: str | Path) -> None:
+def save_coordinator(coordinator: Coordinator, path: str | Path, about: Mapping[str, Any] | None = None) -> None:
     """Write all that a run goes on from: the arrays as safetensors, the rest as JSON in the file's metadata.
 
     The file is written under a temporary name in the same folder, brought to the disk and renamed: a kill at any moment leaves
@@ -37,6 +39,7 @@ def save_coordinator(coordinator: Coordinator, path: str | Path) -> None:
     Args:
         coordinator: of the run; `functools.partial(save_coordinator, path=...)` is what `Session(save=...)` takes.
         path: of the file; its folder is made.
+        about: what else must be the same when the run goes on, as JSON has it: the coordinator knows neither rows nor losses.
 
     Raises:
         OutputError: it cannot be written.
@@ -56,17 +59,18 @@ def save_coordinator(coordinator: Coordinator, path: str | Path) -> None:
         coordinator.prox = column_prox(coordinator.penalty, coordinator.step, coordinator.V)
     state = coordinator.state_dict()
     arrays = {name: np.ascontiguousarray(array, dtype=np.float64) for name, array in state.pop("arrays").items()}
-    head = {"format": FORMAT, "version": VERSION, "run": _fingerprint(coordinator), "state": _plain(state)}
+    head = {"format": FORMAT, "version": VERSION, "run": _fingerprint(coordinator, about), "state": _plain(state)}
     metadata = {name: json.dumps(value, allow_nan=False) for name, value in head.items()}
     write_file(Path(path), save_arrays(arrays, metadata), sync=True)
 
 
-def load_coordinator(coordinator: Coordinator, path: str | Path) -> None:
+def load_coordinator(coordinator: Coordinator, path: str | Path, about: Mapping[str, Any] | None = None) -> None:
     """Put a coordinator into the state that was saved.
 
     Args:
         coordinator: a new one of the same sites, penalty and method; limits and tolerance may be others.
         path: of the file.
+        about: see `save_coordinator`.
 
     Raises:
         DataError: there is no such file, it is damaged, of another version, or of another run.
@@ -88,11 +92,11 @@ def load_coordinator(coordinator: Coordinator, path: str | Path) -> None:
             f"`path`='{path}' is of version {head.get('version')}, this taskloom reads {VERSION}; "
             "go on with the taskloom that wrote it, or delete it and begin anew"
         )
-    _compare(path, head["run"], _fingerprint(coordinator))
+    _compare(path, head["run"], _fingerprint(coordinator, about))
     coordinator.load_state_dict(_restored(head["state"]) | {"arrays": arrays})
 
 
-def revive_coordinator(coordinator: Coordinator, path: str | Path) -> None:
+def revive_coordinator(coordinator: Coordinator, path: str | Path, about: Mapping[str, Any] | None = None) -> None:
     """Load a coordinator whose sites live on: after a crash, or to go on with a run that ended at a limit.
 
     Sites may still send what they worked out from answers that the saved state knows nothing of, perhaps at another step. So
@@ -102,15 +106,16 @@ def revive_coordinator(coordinator: Coordinator, path: str | Path) -> None:
     Args:
         coordinator: a new one of the same sites, penalty and method.
         path: of the file.
+        about: see `save_coordinator`.
 
     Raises:
         DataError: as `load_coordinator`.
         OutputError: the file cannot be written.
     """
-    load_coordinator(coordinator, path)
+    load_coordinator(coordinator, path, about)
     coordinator.epoch += EPOCHS_OF_A_LIFE
     coordinator.recheck()
-    save_coordinator(coordinator, path)
+    save_coordinator(coordinator, path, about)
 
 
 def _plain(value: Any) -> Any:
@@ -134,7 +139,7 @@ def _restored(value: Any) -> Any:
     return {key: _restored(each) for key, each in value.items()}
 
 
-def _fingerprint(coordinator: Coordinator) -> dict[str, Any]:
+def _fingerprint(coordinator: Coordinator, about: Mapping[str, Any] | None) -> dict[str, Any]:
     """What must be the same for a state to make sense: as text to be read, the penalty also exactly."""
     method = asdict(coordinator.method)
     method.pop("summary")
@@ -145,7 +150,7 @@ def _fingerprint(coordinator: Coordinator) -> dict[str, Any]:
         "penalty": repr(coordinator.penalty),
         "digest": _digest(coordinator.penalty),
     }
-    return json.loads(json.dumps(_plain(known)))
+    return json.loads(json.dumps(_plain(known | dict(about or {}))))
 
 
 def _digest(penalty: Penalty) -> str:
@@ -183,4 +188,12 @@ def _compare(path: Path, theirs: dict[str, Any], mine: dict[str, Any]) -> None:
             raise DataError(
                 f"`path`='{path}' was saved with another `penalty`: its arrays differ; give that one, or begin anew"
             )
-        raise DataError(f"`path`='{path}' was saved with {name} {saved}, this run has {wanted}; give the same, or begin anew")
+        raise DataError(
+            f"`path`='{path}' was saved with {name} {_short(saved)}, this run has {_short(wanted)}; "
+            "give the same, or begin anew"
+        )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

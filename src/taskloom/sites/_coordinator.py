@@ -19,12 +19,15 @@ import numpy as np
 from taskloom.linear import Penalty
 from taskloom.sites._messages import Answer, Update
 from taskloom.sites._methods import Method, StepOptions
-from taskloom.tasks import Array, DataError, OptionError
+from taskloom.tasks import Array, DataError
 
 log = logging.getLogger(__name__)
 
 # Delays that the dynamic step looks back on, as in the paper's experiments.
 RECENT = 5
+# Greatest curvatures of a loss that a step is taken from. What is below is none, as of features that do not vary; what is above
+# is no bound, as of a Poisson loss. Between them no step overflows.
+LEAST_CURVATURE, MOST_CURVATURE = 1e-100, 1e100
 
 
 @dataclass
@@ -131,14 +134,19 @@ class Coordinator(ABC):
         # The first model since the residual fell below the tolerance: what was worked out from an older one says nothing of it.
         self._quiet_from = 0
 
-    def receive(self, message: Update, now: float) -> None:
+    def receive(self, message: Update, now: float) -> str:
         """Take a message in; whoever sent it is owed an answer, see `answers`.
 
-        Messages that were seen before change nothing, but are answered: the last answer may have been lost.
+        Messages that were seen before change nothing, but are answered: the last answer may have been lost. So is a site that
+        parts before the run is over, as one may whose coordinator died and began again from an older save: it is told where it
+        stands, and goes on.
 
         Args:
             message: of a site.
             now: the clock.
+
+        Returns:
+            Why it cannot be taken; empty if it can.
 
         Raises:
             DataError: there is no such site.
@@ -152,12 +160,16 @@ class Coordinator(ABC):
             site.refused, site.sequence = site.refused + 1, max(site.sequence, message.sequence)
             log.warning("refused a message of site %s: %s", message.site, refusal)
             self._waiting[message.site] = Waiting(-1, refusal)
-            return
-        if message.intercepts is not None:
+            return refusal
+        if message.intercepts is not None and self.is_over:
             site.intercepts = message.intercepts
-            return
-        self._waiting[message.site] = Waiting(message.epoch if message.sequence else -1)
-        if message.sequence == 0:
+            return ""
+        is_known = message.sequence > 0 and message.intercepts is None
+        self._waiting[message.site] = Waiting(message.epoch if is_known else -1)
+        if message.intercepts is not None:
+            log.info("site %s parted before the run was over, and is told to go on", message.site)
+            site.sequence = max(site.sequence, message.sequence)
+        elif message.sequence == 0:
             self._join(message, site)
         elif message.sequence <= site.sequence:
             site.duplicates += 1
@@ -165,6 +177,7 @@ class Coordinator(ABC):
             site.sequence = message.sequence
             if not self.is_over:
                 self._take(message, site, now)
+        return ""
 
     def answers(self, now: float) -> list[Answer]:
         """Answers to all sites that can go on now; the model's map is taken once for all of them."""
@@ -208,21 +221,34 @@ class Coordinator(ABC):
                 norm = float(np.linalg.norm(value))
             # A norm tells in one pass that all numbers are finite; where it does not, it may have overflowed.
             is_suspect = not math.isfinite(norm)
-            if is_suspect and (np.isnan(value).any() or (name == "columns" and np.isinf(value).any())):
+            if is_suspect and (np.isnan(value).any() or (name != "curvature" and np.isinf(value).any())):
                 return f"`{name}` holds a number that is not finite; check the rows of the site for extreme values"
             if name == "columns" and norm > self.max_norm:
                 return f"`columns` have the norm {norm:.1e}, above {self.max_norm:g}; check the units of the site's rows"
         if message.sequence > 0 and message.columns is None and message.intercepts is None:
             return "there are no `columns` in it"
+        if message.version < 0:
+            return f"`version`={message.version}: a model has seen 0 updates or more"
+        return "" if message.curvature is None else self._flaw_of_curvature(message.curvature)
+
+    def _flaw_of_curvature(self, curvature: Array) -> str:
+        """Why steps cannot be taken from what a site that joins says of its losses; empty if they can."""
+        least, most = float(curvature.min(initial=0.0)), float(curvature.max(initial=0.0))
+        if least < 0:
+            return f"`curvature` is {least:.1e}; that of a convex loss is 0 or more"
+        if most > MOST_CURVATURE and self.method.local == "gradient" and self.steps.step is None:
+            return (
+                f"`curvature` is {most:.1e}, but gradient steps need a bounded curvature; "
+                "check the units of the site's rows, or use `local-prox`"
+            )
         return ""
+
+    def _gradient_step(self, curvature: Array) -> float:
+        """The method's step on losses of these greatest curvatures."""
+        return self.method.steps / max(float(curvature.max()), LEAST_CURVATURE)
 
     def _join(self, message: Update, site: SiteRecord) -> None:
         """A site is there, or there again."""
-        is_unbounded = message.curvature is not None and np.isinf(message.curvature).any()
-        if is_unbounded and self.method.local == "gradient" and self.steps.step is None:
-            raise OptionError(
-                f"`method`: gradient steps need a bounded curvature, which site {message.site} has not; use `local-prox`"
-            )
         self.lost.discard(message.site)
         site.sequence = max(site.sequence, 0)
 
@@ -270,7 +296,8 @@ class Coordinator(ABC):
         if not self.residual < self.rule.tol:
             self._quiet.clear()
             self._quiet_from = self.version + 1
-        elif version >= self._quiet_from:
+        # A later one than there is was worked out before the coordinator was restarted from an older state.
+        elif self._quiet_from <= version <= self.version:
             self._quiet.update(reported)
             if len(self._quiet | self.lost) == len(self.sites):
                 self.is_over, self.converged = True, not self.lost

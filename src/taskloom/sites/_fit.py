@@ -87,6 +87,8 @@ def fit(
     carrier = _transport(transport, run)
     if run.withhold and chosen.local == "gradient" and run.step is None:
         raise OptionError("`withhold` keeps the curvatures that gradient steps need; use method='local-prox', or give `step`")
+    if chosen.local == "gradient" and run.step is None and any(np.isinf(loss.curvature) for loss in sites.labels.losses):
+        raise OptionError("`method`: gradient steps need a bounded curvature, which the loss has not; use `local-prox`")
     make = partial(make_coordinator, sites, penalty, chosen, run.rule, run.steps)
     coordinator, path = make(), None if run.checkpoint is None else Path(run.checkpoint)
     if path is not None and path.exists():

@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection, answer_challenge, deliver_cha
 from pathlib import Path
 from typing import Any, Self
 
+from taskloom.sites._messages import one_line
 from taskloom.tasks import OptionError
 
 Address = str | tuple[str, int]
@@ -36,6 +37,8 @@ REJECT = b"!"
 
 # Seconds that either end has for a handshake, and for the rest of a frame that it has begun.
 FRAME_SECONDS = 5.0
+# Characters that are kept of why a site has ended.
+MOST_REASON = 2000
 # Paths of Unix sockets have about 104 bytes on some systems.
 LONGEST_PATH = 100
 
@@ -46,11 +49,18 @@ def failure(name: str, reason: str) -> bytes:
 
 
 def read_failure(frame: bytes) -> tuple[str, str] | None:
-    """Name and reason of a `failure`; None if the frame is none."""
+    """Name and reason of a `failure`; None if the frame is none.
+
+    Raises:
+        ValueError: the frame only begins like one.
+    """
     if not frame.startswith(REJECT):
         return None
-    name, reason = json.loads(frame[len(REJECT) :])
-    return str(name), str(reason)
+    try:
+        name, reason = json.loads(frame[len(REJECT) :])
+    except (TypeError, RecursionError) as error:
+        raise ValueError("not a name and a reason") from error
+    return str(name), one_line(str(reason), MOST_REASON)
 
 
 class Server:

@@ -75,8 +75,12 @@ _PLAIN: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("step", "relaxation"), (int, float)),
     "stop": (bool,),
 }
+# Bytes of the line before the numbers; counts in it fit into 64 bits.
+MOST_HEAD = 65_536
+MOST_COUNT = 2**63 - 1
+
 _ARRAYS = ("columns", "curvature", "intercepts", "restart")
-_NAMES = {kind: tuple(field.name for field in fields(kind)) for kind in (Update, Answer)}
+_NAMES: dict[type, tuple[str, ...]] = {kind: tuple(field.name for field in fields(kind)) for kind in (Update, Answer)}
 
 
 def encode(message: Message) -> bytes:
@@ -109,15 +113,28 @@ def decode(raw: bytes) -> Message:
     try:
         return _read(raw)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise DataError(f"`raw` is no message of taskloom ({error}); both ends must run the same version") from error
+        said = one_line(str(error), 200)
+        raise DataError(f"`raw` is no message of taskloom ({said}); both ends must run the same version") from error
+
+
+def one_line(text: str, most: int) -> str:
+    r"""What a caller says, so that it can be logged and sent on: no longer than that, and nothing that cannot be printed.
+
+    Examples:
+        >>> print(one_line("no table" + chr(10) + "all is well", 12))
+        no table\nall...
+    """
+    said = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text[:most])
+    return said if len(text) <= most else f"{said}..."
 
 
 def _read(raw: bytes) -> Message:
-    at = raw.index(b"\n") + 1
+    at = raw.index(b"\n", 0, MOST_HEAD) + 1
     head = json.loads(raw[:at])
     values: dict[str, Any] = dict(head["plain"])
     for name, value in values.items():
-        if type(value) not in _PLAIN[name]:
+        kinds = _PLAIN[name]
+        if type(value) not in kinds or (kinds == (int,) and not 0 <= value <= MOST_COUNT):
             raise TypeError(f"{name}={value!r}")
     for name, shape in head["shapes"].items():
         if name not in _ARRAYS or any(type(size) is not int or size < 0 for size in shape):

@@ -21,7 +21,7 @@ import numpy as np
 
 from taskloom.sites._delays import Delays
 from taskloom.sites._lines import GOODBYE, HURRY, REJECT, Address, Server, broken_line, read_failure
-from taskloom.sites._messages import Answer, Update, decode, encode
+from taskloom.sites._messages import MOST_HEAD, Answer, Update, decode, encode
 from taskloom.sites._reception import Reception, check_names
 from taskloom.sites._session import Session
 from taskloom.sites._site import Site
@@ -34,8 +34,6 @@ TICK = 0.1
 LOOKS = 20
 # Seconds that site processes have to end by themselves when the run is over.
 GRACE = 5.0
-# Bytes of a frame beside its numbers.
-HEAD_BYTES = 65_536
 
 # A fresh interpreter, not one that imports the caller's script again: works from a script without a guard, and from a notebook.
 _BOOT = (
@@ -188,13 +186,13 @@ class _Run:
         self._gone: set[str] = set()
         self._looked_at = time.monotonic()
         most = max(len(site.tasks) for site in session.coordinator.sites.values())
-        self._longest = HEAD_BYTES + 16 * session.coordinator.n_features * most
+        self._longest = MOST_HEAD + 16 * session.coordinator.n_features * most
 
     def coordinate(self) -> None:
         """Until every site has parted or failed."""
         session, reception = self.session, self.reception
         while not session.everyone_parted:
-            self._turn(must_flush=session.is_over and not self._has_hurried)
+            self._turn()
             if session.is_over and not self._has_hurried:
                 self._has_hurried = True
                 for name, line in list(self.lines.items()):
@@ -203,11 +201,10 @@ class _Run:
             self._look_after()
             reception.check()
 
-    def _turn(self, *, must_flush: bool = False) -> None:
-        """Take what has come, and answer."""
+    def _turn(self) -> None:
+        """Take what has come, and answer; at least once a `TICK`, so that sites that are silent are found."""
         messages = self._receive()
-        if messages or must_flush:
-            self._send(self.reception.handle(messages))
+        self._send(self.reception.handle(messages))
         self._see_out({message.site for message in messages})
 
     def see_off(self) -> None:

@@ -25,29 +25,30 @@ class Reception:
         self.session, self._clock, self._began = session, clock, clock()
         self._waiting: set[str] = set()
         self._refusals: Counter[str] = Counter()
+        # Those that have ended, or are refused: others that have failed were but silent.
+        self._ended: set[str] = set()
 
     def handle(self, messages: Sequence[Update]) -> list[Answer]:
         """All that has come goes in at once; out come the answers that can be given now.
 
-        A site that has failed is heard again when it joins anew.
+        A site that has failed is heard again when it joins anew; one that was only silent, with whatever it says.
         """
         session = self.session
         for message in messages:
-            if message.sequence == 0:
-                session.failed.pop(message.site, None)
+            if message.sequence == 0 or message.site not in self._ended:
+                self._take_back(message.site)
         heard = [message for message in messages if message.site not in session.failed]
         self._waiting.update(message.site for message in heard if message.intercepts is None)
         answers = session.handle(heard, self._clock() - self._began)
-        parted = {message.site for message in heard if message.intercepts is not None}
-        for answer in answers:
-            if answer.refusal and answer.site in parted:
-                self.fail(answer.site, f"its intercepts were refused ({answer.refusal})")
+        # Their first or last words were refused, which they would but repeat.
+        self._ended.update(message.site for message in heard if message.site in session.failed)
         self._waiting.difference_update(answer.site for answer in answers)
         return [answer for answer in answers if self._is_worth_sending(answer)]
 
     def fail(self, name: str, reason: str) -> None:
         """A site has ended with an error."""
         self._waiting.discard(name)
+        self._ended.add(name)
         self.session.fail(name, reason)
 
     def is_waiting(self, name: str) -> bool:
@@ -73,6 +74,12 @@ class Reception:
             raise FitError(f"no site is left; {said}")
         if living <= self._waiting:
             raise FitError(f"{said}; all others wait for it. Mend it or leave it out, or take an asynchronous method")
+
+    def _take_back(self, name: str) -> None:
+        self._ended.discard(name)
+        # A run that has ended without a site has ended without it.
+        if self.session.failed.pop(name, None) is not None and not self.session.is_over:
+            self.session.coordinator.lost.discard(name)
 
     def _is_worth_sending(self, answer: Answer) -> bool:
         self._refusals[answer.site] = self._refusals[answer.site] + 1 if answer.refusal else 0

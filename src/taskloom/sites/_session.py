@@ -95,7 +95,7 @@ class Recorder:
 
 
 class Observer(Protocol):
-    """What is called after every batch of messages, with the session."""
+    """What is called with the session after every batch of messages; with real sites, also while none comes."""
 
     def __call__(self, session: Session) -> None:
         """Look; a call of `session.coordinator.stop()` ends the run."""
@@ -110,7 +110,7 @@ class Session:
         recorder: of what happens.
         save: called with the coordinator every `save_every` updates and at the end; None for never.
         save_every: updates.
-        callback: called after every batch of messages.
+        callback: called after every batch of messages, and by transports with real sites also while none comes.
 
     Attributes:
         now: clock of the last batch.
@@ -153,7 +153,8 @@ class Session:
         """Take in what has come, and answer whoever can go on.
 
         Args:
-            messages: that have come since the last call; they share one proximal map.
+            messages: that have come since the last call; they share one proximal map. Transports with real sites call this
+                about ten times a second also while none comes: a site that is silent can be seen by nothing else.
             now: the clock.
         """
         self.now = now
@@ -189,7 +190,11 @@ class Session:
     def _receive(self, message: Update, now: float) -> None:
         coordinator, version = self.coordinator, self.coordinator.version
         asked = coordinator.sites[message.site].asked_at if message.site in coordinator.sites else np.nan
-        coordinator.receive(message, now)
+        refusal = coordinator.receive(message, now)
+        if refusal and (message.sequence == 0 or message.intercepts is not None):
+            # These say all that a site knows of itself: it would say the same again.
+            what = "intercepts were" if message.sequence else "first message was"
+            self.fail(message.site, f"its {what} refused ({refusal})")
         if coordinator.version > version:
             site = coordinator.sites[message.site]
             trip = Trip(message.site, asked, now, coordinator.version, site.staleness, coordinator.residual)

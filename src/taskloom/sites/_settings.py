@@ -30,7 +30,8 @@ class RunSettings(TypedDict, total=False):
             since. It is seen from the coordinator: no bound on the distance from the optimum.
         gap: the run ends when the relative duality gap is below this. Only where all rows are at hand, as they are here.
         seed: of delays and faults.
-        callback: called with the `Session` after every batch of messages; its `coordinator.stop()` ends the run.
+        callback: called with the `Session` after every batch of messages, with real sites also while none comes; its
+            `coordinator.stop()` ends the run.
         step: gamma, in place of the method's own.
         relaxation: greatest relaxation eta, in place of the method's own.
         is_dynamic: the paper's dynamic step, for `amtl-paper`.

@@ -53,7 +53,8 @@ class SimulatedTransport:
 
         Raises:
             OptionError: delays or crashes of a site that is not there.
-            FitError: the network lets nothing through, so that no update has come for very long.
+            FitError: the network lets nothing through, so that no update has come for very long; or sites were refused, and
+                none is left or all others wait for them.
         """
         check_sites(self.delays, self.faults, make_sites)
         self.session, self.make_sites = session, make_sites
@@ -81,6 +82,8 @@ class SimulatedTransport:
                     f"no update came through in {MOST_IDLE} deliveries{who}; lower `loss`, raise `patience`, "
                     "or take a method that waits for nobody"
                 )
+        if session.failed and not session.is_over:
+            raise FitError("; ".join(f"site {name} failed: {reason}" for name, reason in session.failed.items()))
 
     def _at(self, time: float, event: Callable[[], None]) -> None:
         heapq.heappush(self._events, (time, next(self._count), event))
@@ -105,11 +108,11 @@ class SimulatedTransport:
             self._at(self.now + trip + self.faults.patience, lambda: self._alarm(name, life, message))
 
     def _alarm(self, name: str, life: Site, message: Update) -> None:
-        if self.sites[name] is life and life.pending is message and not self._has_parted(name):
+        if self.sites[name] is life and life.pending is message and not self._has_ended(name):
             self._send_up(name)
 
-    def _has_parted(self, name: str) -> bool:
-        return self.session.coordinator.sites[name].intercepts is not None
+    def _has_ended(self, name: str) -> bool:
+        return name in self.session.failed or self.session.coordinator.sites[name].intercepts is not None
 
     def _deliver(self, trip: float, arrival: Callable[[], None]) -> None:
         faults, rng = self.faults, self.rng

@@ -110,7 +110,11 @@ class Site:
 
     def hello(self) -> Update:
         """The first words on a new line: who this is."""
-        return Update(self.name, 0, curvature=np.array([loss.curvature for loss in self.losses]))
+        # NaN is no bound, times features that do not vary.
+        with np.errstate(invalid="ignore"):
+            curvature = np.array([loss.curvature for loss in self.losses])
+        curvature[np.isnan(curvature)] = np.inf
+        return Update(self.name, 0, curvature=curvature)
 
     def join(self) -> Update:
         """What a site says that has just come up: the answer tells it where it stood."""
@@ -121,14 +125,16 @@ class Site:
     def take(self, answer: Answer) -> Update | None:
         """The next message, or None if the answer is out of date.
 
+        A site that has parted goes on if it is told its columns anew: its coordinator had to begin again from an older save.
+
         Args:
             answer: of the coordinator.
         """
         is_late = answer.sequence < self.sequence if self.sequence >= 0 else answer.restart is None and not answer.stop
-        if self.is_over or is_late:
+        if is_late or (self.is_over and (answer.stop or answer.restart is None)):
             return None
+        self.is_over = answer.stop
         if answer.stop:
-            self.is_over = True
             intercepts = [loss.intercept(w) for loss, w in zip(self.losses, answer.columns.T, strict=True)]
             self._last = Update(self.name, answer.sequence + 1, answer.epoch, intercepts=np.array(intercepts))
             return self._last

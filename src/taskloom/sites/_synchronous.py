@@ -53,7 +53,7 @@ class SynchronousCoordinator(Coordinator):
     @property
     def step(self) -> float:
         """Gamma."""
-        return self.method.steps / max(float(self.curvature.max()), 1e-300) if self.steps.step is None else self.steps.step
+        return self._gradient_step(self.curvature) if self.steps.step is None else self.steps.step
 
     def finish(self) -> Array:
         return self.W

@@ -22,7 +22,8 @@ from taskloom.sites._session import Session
 from taskloom.sites._site import Site
 from taskloom.tasks import OptionError
 
-# Seconds after which the coordinator looks up even if nothing has come: a run may be stopped from another thread.
+# Seconds after which the coordinator looks up even if nothing has come: a run may be stopped from another thread, and a site
+# may be silent.
 TICK = 0.1
 
 
@@ -149,10 +150,8 @@ def _coordinate(
     while not session.everyone_parted:
         items = _drain(arrivals)
         messages = [item for item in items if isinstance(item, Update)]
-        # Once the run is over, those who have waited are owed their answer even if nothing has come.
-        if messages or (session.is_over and not hurry.is_set()):
-            for answer in reception.handle(messages):
-                workers[answer.site].inbox.put(answer)
+        for answer in reception.handle(messages):
+            workers[answer.site].inbox.put(answer)
         for item in items:
             if isinstance(item, Failure):
                 reception.fail(item.site, item.reason)
