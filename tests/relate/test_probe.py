@@ -298,5 +298,5 @@ def test_a_module_without_weights_in_common_is_refused():
         Probe(nn.ReLU(), [], torch.ones(2, 3))
     with pytest.raises(OptionError, match="`model` has no weights"):
         joint_view(SharedBottom(5, MIXED, ()), mixed_rows())
-    with pytest.raises(OptionError, match=r"`model` maps 2 rows to \(2, 3\); it must give \(2, 10\)"):
+    with pytest.raises(OptionError, match=r"`model` maps 8 rows to \(8, 3\); it must give \(8, 10\)"):
         joint_view(nn.Linear(5, 3).double(), mixed_rows())

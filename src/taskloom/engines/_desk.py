@@ -15,8 +15,7 @@ from threading import Condition
 from taskloom.engines._job import Job
 from taskloom.engines._result import JobResult, collect
 from taskloom.engines._session import Progress, open_session
-from taskloom.engines._values import one_line
-from taskloom.sites import Answer, Reception, Site, Update, decode, encode
+from taskloom.sites import Answer, Reception, Site, Update, decode, encode, one_line
 from taskloom.tasks import DataError, FitError, TaskloomError
 
 log = logging.getLogger(__name__)

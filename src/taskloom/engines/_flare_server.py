@@ -19,8 +19,7 @@ from nvflare.collab import collab
 from taskloom.engines._desk import REJECT, Desk
 from taskloom.engines._job import Job, read_job
 from taskloom.engines._session import check_start, forget, has_checkpoint
-from taskloom.engines._values import one_line
-from taskloom.sites import Update, decode
+from taskloom.sites import Update, decode, one_line
 from taskloom.tasks import DataError, OptionError, TaskloomError
 
 log = logging.getLogger(__name__)

@@ -86,16 +86,6 @@ def folder_name(key: str, value: Any) -> str | Path:
     return value
 
 
-def one_line(text: str) -> str:
-    r"""What somebody else wrote, as it can be logged and sent on: short, and without what is no letter.
-
-    Examples:
-        >>> one_line("north\nsite south is lost")
-        'north site south is lost'
-    """
-    return "".join(letter if letter.isprintable() else " " for letter in text[:300])
-
-
 def repeated(names: Iterable[str]) -> str | None:
     """The first name that comes twice."""
     return next((name for name, count in Counter(names).items() if count > 1), None)

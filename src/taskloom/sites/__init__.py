@@ -18,7 +18,7 @@ from taskloom.sites._demo import DemoOptions, demo_tasks, run_demo
 from taskloom.sites._fit import Transport, collect_result, fit
 from taskloom.sites._live import live_view
 from taskloom.sites._make import make_coordinator, make_site, site_makers
-from taskloom.sites._messages import Answer, Update, decode, encode
+from taskloom.sites._messages import Answer, Update, decode, encode, one_line
 from taskloom.sites._methods import METHODS, Method, StepOptions, get_method
 from taskloom.sites._privacy import GaussianRelease, Withheld, epsilon
 from taskloom.sites._processes import ProcessesTransport
@@ -87,6 +87,7 @@ __all__ = [
     "load_coordinator",
     "make_coordinator",
     "make_site",
+    "one_line",
     "read_sites",
     "revive_coordinator",
     "run_demo",

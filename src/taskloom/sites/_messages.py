@@ -117,8 +117,12 @@ def decode(raw: bytes) -> Message:
         raise DataError(f"`raw` is no message of taskloom ({said}); both ends must run the same version") from error
 
 
-def one_line(text: str, most: int) -> str:
+def one_line(text: str, most: int = 300) -> str:
     r"""What a caller says, so that it can be logged and sent on: no longer than that, and nothing that cannot be printed.
+
+    Args:
+        text: of somebody else.
+        most: letters.
 
     Examples:
         >>> print(one_line("no table" + chr(10) + "all is well", 12))
