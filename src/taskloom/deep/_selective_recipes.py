@@ -98,6 +98,7 @@ class GroupUpdateRecipe(JointRecipe):
     paper: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.dominance_every:
             raise OptionError(
                 f"`dominance_every`={self.dominance_every} of `{self.name}`: an update of a group is due to its tasks alone, "
