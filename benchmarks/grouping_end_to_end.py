@@ -119,7 +119,7 @@ def tables(names: list[str], seeds: int) -> None:
         sys.exit("no runs to tell of")
     cells = [(name, found, budget) for name, found in runs.items() for budget in BUDGETS]
     publish("grouping_end_to_end", "Gain over single nets on test rows, percent", [gains_row(*cell) for cell in cells])
-    for label, base in (("random", RANDOM), ("all_in_one", ALL_IN_ONE)):
+    for label, base in (("random", RANDOM), ("all_in_one", ALL_IN_ONE), ("labels", "labels")):
         rows = [difference_row(*cell, base) for cell in cells]
         publish(f"grouping_end_to_end_to_{label}", f"Less the gain of {base}, percent, 95 % interval", rows)
     rows = [row for name, found in runs.items() for row in correlation_rows(name, found)]
