@@ -2,7 +2,8 @@
 
 The front door: read data with `read_table`, compare recipes with `study`, keep a model with `fit_model`. The rooms behind it
 are `taskloom.tasks` (what a task is), `taskloom.linear` (linear models), `taskloom.deep` (nets), `taskloom.sites` (rows that
-stay where they are) and `taskloom.study` (comparison, report, saved models).
+stay where they are), `taskloom.relate` (which tasks are alike), `taskloom.engines` (machines of one's own) and
+`taskloom.study` (comparison, report, saved models).
 
 Examples:
     >>> import taskloom as tl
@@ -17,7 +18,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from taskloom import deep, linear, relate, sites, tasks
+    from taskloom import deep, engines, linear, relate, sites, tasks
     from taskloom.study import Model, Study, StudyOptions, fit_model, load_model, study
     from taskloom.tasks import (
         Recipe,
@@ -44,6 +45,7 @@ __all__ = [
     "TaskData",
     "TaskloomError",
     "deep",
+    "engines",
     "fit_model",
     "linear",
     "load_diabetes_tasks",
@@ -58,7 +60,7 @@ __all__ = [
     "tasks",
 ]
 
-_ROOMS = {"deep", "linear", "relate", "sites", "study", "tasks"}
+_ROOMS = {"deep", "engines", "linear", "relate", "sites", "study", "tasks"}
 _OF_STUDY = {"Model", "Study", "StudyOptions", "fit_model", "load_model"}
 
 
@@ -66,6 +68,9 @@ def __getattr__(name: str) -> Any:
     # Importing torch and scikit-learn takes seconds: nobody waits for what is not used.
     if name in _ROOMS:
         return importlib.import_module(f"taskloom.{name}")
+    if name == "recipe_classes":
+        # The rooms register their recipes when they are imported, and the study imports them all.
+        importlib.import_module("taskloom.study")
     if name in __all__:
         return getattr(importlib.import_module("taskloom.study" if name in _OF_STUDY else "taskloom.tasks"), name)
     raise AttributeError(f"module 'taskloom' has no attribute {name!r}")

@@ -2,8 +2,10 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import polars as pl
@@ -12,6 +14,7 @@ from typer.testing import CliRunner
 
 from taskloom.cli._app import app
 from taskloom.study import demo_data, save_csv
+from taskloom.tasks import recipe_classes
 
 SCRIPT = Path(sys.executable).with_name("taskloom")
 
@@ -89,6 +92,7 @@ def test_shared_rows_kinds_and_columns_left_out(tmp_path):
         (["--targets", "bmi", "--metric", "acc"], "no metric named `acc`"),
         (["--targets", "bmi", "--metric", "auc"], "cannot score task `bmi`"),
         (["--targets", "bmi", "--seeds", "0"], "`seeds`=0"),
+        (["--targets", "bmi", "--recipes", ""], "`--recipes` is empty"),
         (["--targets", "bmi", "--n-jobs", "0"], "`n_jobs`=0"),
         (["--targets", "bmi", "--budget", "0"], "`budget`=0"),
         (["--target", "progression", "--by", "bmi"], "target of task `18` is constant"),
@@ -192,3 +196,41 @@ def test_help_and_version_answer_without_the_heavy_libraries():
 def test_python_dash_m_is_the_command():
     done = subprocess.run([sys.executable, "-m", "taskloom", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("taskloom ")
+
+
+@pytest.mark.parametrize("option", ["--seeds", "--n-jobs", "--budget"])
+def test_a_number_that_is_none_is_said(option, table):
+    done = run("study", *question(table), option, "abc")
+    assert done.exit_code == 2
+    assert "'abc' is no whole number" in done.stderr
+
+
+def test_names_stay_whole_in_a_pipe(tmp_path):
+    names = [f"a rather long name of hospital number {i}" for i in range(2)]
+    path = tmp_path / "t.csv"
+    path.write_text("x,id," + ",".join(names) + "\n" + "".join(f"{i},r,{i % 7}.5,{i % 5}.5\n" for i in range(60)))
+    asked = [path, "--targets", ",".join(names), "--kind", "regression"]
+    done = run("study", *asked, "--recipes", "lowrank", "--seeds", 3, "--out", tmp_path / "o")
+    assert all(name in done.stdout for name in names)
+    # What was done to the columns is said, and so is what to do next.
+    assert "note: column id has the same value or none in every row" in done.stdout
+    assert "--recipe ridge --save" in done.stdout.splitlines()[-1]
+    fitted = run("fit", *asked, "--recipe", "ridge", "--save", tmp_path / "m")
+    assert fitted.stdout.splitlines()[-1].endswith(f"predict {tmp_path / 'm'} {path}")
+    listed = run("recipes").stdout
+    assert all(recipe.summary in listed for recipe in recipe_classes().values())
+
+
+@pytest.mark.parametrize(("more", "message"), [([], "finished fits are kept"), (["--no-cache"], "nothing was kept")])
+def test_an_interrupted_study_says_what_is_kept(more, message, table, tmp_path):
+    command = [str(SCRIPT), "study", *map(str, question(table)), "--recipes", "joint", "--seeds", "200", *more]
+    command += ["--out", str(tmp_path / "out")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        # The folder is made when the options are read and the work begins.
+        while not (tmp_path / "out").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"stopped; {message}" in stderr

@@ -49,6 +49,37 @@ def test_stacked_outputs_equal_each_net_alone(wrap, tasks):
     torch.testing.assert_close(StackedNets(nets)(x), torch.stack([net(rows) for net, rows in zip(nets, x, strict=True)]))
 
 
+class _Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell, self.head = nn.GRU(1, 3, batch_first=True), nn.Linear(3, 1)
+
+    def forward(self, x):
+        return self.head(self.cell(x.unsqueeze(-1))[0][:, -1])
+
+
+class _Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(5, 1)
+
+    def forward(self, x):
+        return self.head(x if x.mean() > 0 else -x)
+
+
+@pytest.mark.parametrize("make", [_Recurrent, _Branching])
+def test_nets_that_vmap_cannot_run_are_stacked_all_the_same(make):
+    nets = [make() for _ in range(4)]
+    stacked, x = StackedNets(nets, n_groups=2), torch.randn(4, 6, 5) + torch.tensor([-1, 1, -1, 1]).reshape(4, 1, 1)
+    outputs = stacked(x)
+    torch.testing.assert_close(outputs, torch.stack([net(rows) for net, rows in zip(nets, x, strict=True)]))
+    outputs.square().sum().backward()
+    for m, net in enumerate(nets):
+        net(x[m]).square().sum().backward()
+        own = [weight.grad for weight in net.parameters()]
+        torch.testing.assert_close([weight.grad[m % 2] for weight in stacked.groups[m // 2]], own)
+
+
 @pytest.mark.parametrize("n_groups", [1, 2, 6])
 def test_stacked_gradients_and_states_equal_each_nets_own(n_groups):
     nets = _nets(6)

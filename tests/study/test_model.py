@@ -9,7 +9,16 @@ from safetensors.numpy import load_file, save_file
 
 from taskloom.deep import MLP, FitOptions, JointRecipe, SingleRecipe
 from taskloom.study import demo_data, fit_model, load_model, save_csv
-from taskloom.tasks import DataError, ModelFileError, OutputError, TableOptions, UnknownNameError, read_table, split_rows
+from taskloom.tasks import (
+    DataError,
+    ModelFileError,
+    OutputError,
+    TableOptions,
+    TaskData,
+    UnknownNameError,
+    read_table,
+    split_rows,
+)
 
 FAST = FitOptions(max_steps=60, accelerator="cpu")
 RECIPES = {
@@ -101,8 +110,40 @@ def test_a_net_of_ones_own_is_saved_and_loaded_with_its_factory(table, tmp_path)
     with pytest.raises(ModelFileError, match="give `load_model` the factory"):
         load_model(folder)
     assert load_model(folder, net=make).predict(table) == model.predict(table)
-    with pytest.raises(ModelFileError, match="damaged"):
-        load_model(folder, net=lambda shape, tasks: nn.Linear(shape[0], len(tasks)))
+    others = [
+        (lambda shape, tasks: nn.Linear(shape[0], len(tasks)), "no saved '0/weight'"),
+        (lambda shape, tasks: nn.Sequential(nn.Linear(shape[0], 4)), "no place for `0/2.bias`"),
+        (lambda shape, tasks: nn.Sequential(nn.Linear(shape[0], 5), nn.Tanh(), nn.Linear(5, len(tasks))), "size mismatch"),
+    ]
+    for other, reason in others:
+        with pytest.raises(ModelFileError, match=f"`net`=.* makes other nets than the saved ones .*{reason}.*give the factory"):
+            load_model(folder, net=other)
+    with pytest.raises(ModelFileError, match="the model holds no net"):
+        load_model(fit_model(data, "ridge").save(tmp_path / "ridge"), net=make)
+
+
+def test_a_model_of_arrays_predicts_arrays(mixed_table):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, 3))
+    model = fit_model(TaskData.shared_rows(X, X @ rng.normal(size=(3, 2)), ["a", "b"]), "ridge")
+    everything, by_column = model.predict_features(X), model.predict(pl.DataFrame(X, schema=["x0", "x1", "x2"]))
+    assert [values.tolist() for values in everything] == [by_column["a"], by_column["b"]]
+    assert np.array_equal(model.predict_features(X, ["b"])[0], everything[1])
+    assert np.array_equal(model.predict_features(X.tolist(), [np.int64(1)])[0], everything[1])
+    texts = fit_model(read_table(mixed_table, targets=["amount"]), "ridge")
+    bad = [
+        (lambda: model.predict(X), DataError, "give it to `predict_features`"),
+        (lambda: model.predict_features(X[:, :2]), DataError, "has 2 named columns; .* the 3 columns x0, x1, x2"),
+        (lambda: model.predict_features(X[0]), DataError, "has shape"),
+        (lambda: model.predict_features([["a", "b", "c"]]), DataError, "no array of numbers"),
+        (lambda: texts.predict_features(X), DataError, "cannot hold the texts of `grade`, `colour`"),
+        (lambda: model.predict_features(X, ["c"]), UnknownNameError, "named `c`"),
+        (lambda: model.predict_features(X, [7]), UnknownNameError, r"by number \(0 ... 1\), named `7`"),
+        (lambda: model.predict_features(X, [-1]), UnknownNameError, "named `-1`"),
+    ]
+    for call, error, message in bad:
+        with pytest.raises(error, match=message):
+            call()
 
 
 @pytest.fixture

@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from taskloom.linear import LowRankRecipe
 from taskloom.study import Study, StudyOptions, study
+from taskloom.study._charts import curve_chart, gain_chart, relation_chart
 from taskloom.tasks import OutputError, TaskData, load_diabetes_tasks
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -24,6 +26,9 @@ def test_the_report_says_the_verdict_first_and_holds_every_number(small_study, t
         assert f"{verdict.gain:+.4f}" in text
         assert f"{verdict.baseline_score:.4f}" in text
     assert "Nadeau" in text
+    columns = list(load_diabetes_tasks("age_groups").features.names)
+    assert small_study.to_json()["data"]["columns"] == columns
+    assert ", ".join(columns) in text
 
 
 def test_the_report_needs_no_other_file_and_no_network(small_study, tmp_path):
@@ -40,6 +45,19 @@ def test_names_from_the_table_are_escaped(tmp_path):
     html = study(data, ["ridge"], seeds=1, options=StudyOptions(cache=False)).report(tmp_path / "r.html").read_text()
     assert wicked not in html
     assert "<b>tags</b>" not in html
+
+
+def test_charts_show_names_letter_by_letter():
+    groups = load_diabetes_tasks("age_groups")
+    tasks = (replace(groups.tasks[0], name="<b>bold</b>"), *groups.tasks[1:])
+    data = TaskData(tasks, groups.features, groups.y, groups.task_of_row, "<b>by</b>")
+    result = study(data, ["ridge", LowRankRecipe(title="<b>mine</b>")], seeds=3, options=StudyOptions(budget=1, cache=False))
+    gains = gain_chart(result, result.verdicts_of("<b>mine</b>"))
+    assert "&lt;b>bold&lt;/b>" in gains.layout.yaxis.categoryarray
+    assert gains.layout.yaxis.title.text == "&lt;b>by&lt;/b>"
+    name = next(iter(result.units[-1].relations))
+    for chart in (gains, relation_chart(result, "<b>mine</b>", name), curve_chart(result)):
+        assert not re.search(r"(<|\\u003c)b(>|\\u003e)", chart.to_json())
 
 
 def test_a_place_that_cannot_be_written_is_refused_and_nothing_is_left(small_study, tmp_path):

@@ -285,6 +285,15 @@ def test_metrics_on_different_scales_have_no_mean():
         ({"seeds": 0}, OptionError, "`seeds`=0"),
         ({"seeds": [1, 1]}, OptionError, "different seeds"),
         ({"seeds": [-1]}, OptionError, "at least 0"),
+        ({"seeds": "3"}, OptionError, "`seeds`='3'"),
+        ({"seeds": 2.9}, OptionError, "`seeds`=2.9"),
+        ({"seeds": True}, OptionError, "`seeds`=True"),
+        ({"seeds": ["1"]}, OptionError, "whole numbers"),
+        ({"n_jobs": 1.5}, OptionError, "`n_jobs`=1.5"),
+        ({"options": {"budget": 1}}, OptionError, "give a `StudyOptions`"),
+        ({"options": lambda: StudyOptions(budget=2.5)}, OptionError, "`budget`=2.5"),
+        ({"options": lambda: StudyOptions(budget="2")}, OptionError, "`budget`='2'"),
+        ({"options": lambda: StudyOptions(confidence="high")}, OptionError, "`confidence`='high'"),
         ({"options": lambda: StudyOptions(budget=0)}, OptionError, "`budget`=0"),
         ({"options": lambda: StudyOptions(confidence=95)}, OptionError, "`confidence`=95"),
         ({"options": lambda: StudyOptions(fractions=(0.8, 0.2, 0.0))}, OptionError, "needs training, validation and test"),
@@ -337,3 +346,47 @@ def test_a_study_without_names_trains_what_needs_no_extra_and_serves_the_tasks(m
     names = {recipe.name for recipe in seen}
     assert {"ridge", "single", "joint", "adatask"} <= names
     assert not names & {"pcgrad", "uw", "lowrank"}
+
+
+def test_rounding_is_no_gain_and_a_loss_near_zero_has_no_sign():
+    from taskloom.study._compare import RecipeInfo, compare
+    from taskloom.study._unit import Unit
+    from taskloom.study._words import recipe_sentence
+
+    tasks = (Task("a", metric="r2"), Task("b", metric="rmse"))
+    recipes = [RecipeInfo(name, name, "linear", name == "one", "", "") for name in ("one", "other")]
+    units = [Unit("one", seed, [0.3, 3e-6], [1.0, 1.0], [6, 6], [2, 2]) for seed in range(3)]
+    units += [Unit("other", seed, [0.3 + 1e-9, 2e-6], [1.0, 1.0], [6, 6], [2, 2]) for seed in range(3)]
+    verdicts, summaries = compare(tasks, recipes, units, 0.95)
+    # A metric with a unit may have small numbers that differ by much.
+    assert [verdict.gain for verdict in verdicts] == [0.0, pytest.approx(1e-6)]
+    assert "better on 1 of 2" in recipe_sentence(summaries[1], verdicts)
+    tiny = Summary("joint", "single", 0, 0, 1, -1e-6, -1e-5, 1e-6, (), 1.0, 10, 30, 5.0)
+    assert "Mean gain +0.0000 [+0.0000, +0.0000]" in recipe_sentence(tiny, verdicts)
+
+
+def test_one_task_has_nothing_to_learn_together():
+    data = TaskData.shared_rows(GROUPS.X, GROUPS.y[:, None])
+    words = study(data, ["ridge", ShiftedRecipe()], seeds=3, options=StudyOptions(cache=False)).words()
+    assert words[0].startswith("One task: there is nothing to learn together")
+    assert not any("Try 10 or more" in sentence for sentence in words)
+
+
+def test_the_recipe_to_keep_helped_and_hurt_none_else_it_is_the_baseline():
+    from taskloom.study._words import recommended
+
+    def summary(name, helped, hurt, low=None):
+        return Summary(name, "single", helped, hurt, 1, 0.1, low, 0.2, (), 1.0, 10, 30, 5.0)
+
+    many, harmful, average = summary("many", 2, 0), summary("harmful", 3, 1), summary("average", 0, 0, 0.05)
+    assert recommended([many, harmful, average]) is many
+    assert recommended([harmful, average]) is average
+    assert recommended([harmful, summary("doubtful", 0, 0, -0.1)]) is None
+    nobody = study(GROUPS, [ShiftedRecipe(hurt=(0, 1))], seeds=3, options=StudyOptions(cache=False))
+    assert nobody.recommended == "ridge"
+
+
+def test_the_front_door_knows_all_recipes_and_rooms():
+    code = "import taskloom as tl; print(sorted(tl.recipe_classes())); print(tl.engines.__name__)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert all(name in told for name in ("'joint'", "'ridge'", "'grouped'", "taskloom.engines"))

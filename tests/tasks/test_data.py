@@ -61,8 +61,28 @@ def test_parts_that_do_not_fit_are_refused():
         TaskData.own_rows([(np.eye(2), [0, 1]), (np.eye(3), [0, 1, 2])])
     with pytest.raises(DataError, match="y must be \\(2,\\)"):
         TaskData.own_rows([(np.eye(2), [0, 1, 2])])
-    with pytest.raises(DataError, match=r"not codes 0 \.\.\. 1"):
+    with pytest.raises(DataError, match=r"not codes 0 \.\.\. 1 .*such as 7"):
         TaskData.own_rows([(np.eye(2), [0, 7])], [Task("a", "binary")])
+    with pytest.raises(DataError, match=r"`parts\[1\]` is a ndarray; give a pair"):
+        TaskData.own_rows([(np.eye(2), [0, 1]), np.eye(3)])
+    with pytest.raises(DataError, match="give the same names in one order"):
+        TaskData.own_rows({"a": (np.eye(2), [0, 1])}, ["b"])
+
+
+def test_parts_may_be_given_by_name():
+    parts = {"a": (np.eye(2), [0, 1]), "b": (np.ones((3, 2)), [1, 2, 3])}
+    plain = TaskData.own_rows(list(parts.values()), ["a", "b"])
+    assert TaskData.own_rows(parts).digest() == TaskData.own_rows(parts, [Task("a"), Task("b")]).digest() == plain.digest()
+
+
+def test_texts_are_refused_with_the_remedy():
+    tasks = [Task("a", "binary", classes=("no", "yes"))]
+    with pytest.raises(DataError, match=r"`Y`: labels that are no numbers .*'no'.* give a class by its code"):
+        TaskData.shared_rows(np.eye(2), [["no"], ["yes"]], tasks)
+    with pytest.raises(DataError, match=r"`parts\[0\]`: labels that are no numbers"):
+        TaskData.own_rows([(np.eye(2), ["no", "yes"])], tasks)
+    with pytest.raises(DataError, match=r"`X`: features that are no numbers .*encode them"):
+        TaskData.shared_rows([["red"], ["blue"]], [[0], [1]], tasks)
 
 
 def test_digits_pairs_and_one_vs_rest_hold_the_same_images():

@@ -74,3 +74,26 @@ def test_the_least_that_can_be_split_is_split():
     data = TaskData.own_rows([(np.eye(6), np.arange(6.0)), (np.eye(6), np.arange(6.0))])
     split = split_rows(data, 0)
     assert all(len(data.take(rows).labels(t)) == 2 for rows in (split.train, split.validation, split.test) for t in (0, 1))
+
+
+def test_all_tasks_that_cannot_be_split_are_named_with_the_option_that_leaves_them_out():
+    def site(n):
+        return np.ones((n, 2)), np.arange(float(n))
+
+    short = TaskData.own_rows([site(20), site(3), site(4), site(2)], ["big", "T1", "T2, north", "T3"])
+    with pytest.raises(DataError) as found:
+        split_rows(short, 0)
+    assert "task `T1` has 3 labelled rows; a split into 3 parts needs 6, and 2 more tasks" in str(found.value)
+    assert """--skip-tasks 'T1,"T2, north",T3'""" in str(found.value)
+    labels = [[0.0] * 10 + [1.0] * n for n in (6, 1, 2)]
+    rare = TaskData.own_rows(
+        [(np.ones((len(y), 1)), y) for y in labels], [Task(name, "binary", ("no", "yes")) for name in "abc"]
+    )
+    with pytest.raises(DataError, match=r"class 'yes' of task `b` has 1 labelled rows.*--skip-tasks b,c`"):
+        split_rows(rare, 0)
+
+
+def test_all_constant_tasks_are_named_with_the_option_that_leaves_them_out():
+    parts = [(np.ones((len(y), 1)), y) for y in ([1.0, 2.0], [1.0, 1.0], [np.nan, np.nan])]
+    with pytest.raises(DataError, match=r"`b` is constant .* and 1 more task cannot be used.*--skip-tasks b,c`"):
+        TaskData.own_rows(parts, ["a", "b", "c"])

@@ -260,6 +260,9 @@ def test_files_that_are_no_tables_are_refused_in_one_sentence(name, message, tmp
 
 
 def test_what_is_no_file_and_no_dataframe_is_refused(tmp_path):
+    for stream in ("-", "/dev/null"):
+        with pytest.raises(DataError, match="a stream; only files are read"):
+            read_table(stream, targets=["a"])
     with pytest.raises(DataError, match="no such file"):
         read_table(tmp_path / "none.csv", targets=["a"])
     with pytest.raises(DataError, match="give a path or a dataframe"):
@@ -280,3 +283,13 @@ def test_parkinsons_reads_as_42_patients(real_data):
     assert (data.n_tasks, data.n_rows, data.is_shared) == (42, 5875, False)
     assert data.tasks[0].name == "1"
     assert all(task.kind == "regression" for task in data.tasks)
+
+
+def test_all_constant_targets_are_named_and_idle_features_noted():
+    columns = {"a": [1.0] * 6, "b": [None] * 6, "c": [1.0, 2.0, 3.5, 4.0, 5.0, 6.0], "x": range(6)}
+    frame = pl.DataFrame(columns, schema_overrides={"b": pl.Float64})
+    with pytest.raises(DataError, match=r"target `a` is constant .* and 1 more task cannot be used.*--skip-tasks a,b`"):
+        read_table(frame, targets=["a", "b", "c"])
+    data = read_table(frame, targets=["c"], options=TableOptions(kind="regression"))
+    assert [note.split("`")[1] for note in data.notes] == ["a", "b"]
+    assert all("says nothing" in note for note in data.notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,7 @@ from taskloom.cli._show import (
     print_model,
     print_recipes,
     print_study,
+    stopped_with,
     user_errors,
     write_columns,
 )
@@ -45,13 +47,13 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for the report, the results and the table.")] = Path("demo"),
-    seeds: Annotated[int, typer.Option("--seeds", help="Splits to repeat everything on.")] = 10,
+    seeds: opt.Seeds = 10,
     n_jobs: opt.Jobs = -1,
     json: opt.Json = False,
     no_cache: opt.NoCache = False,
 ) -> None:
     """Run a study on real data that scikit-learn carries: disease progression in six age groups of 442 diabetes patients."""
-    with user_errors():
+    with user_errors(), stopped_with(_kept(no_cache)):
         from taskloom.study import DEMO_RECIPES, DEMO_TARGET, StudyOptions, demo_data, save_csv, study
         from taskloom.tasks import read_table
 
@@ -63,10 +65,10 @@ def demo(
             _deliver(result, out, json)
     if not json:
         typer.echo(f"table:  {table}")
-        question = f"{table} --target {DEMO_TARGET} --by '{data.by}'"
+        question = opt.asked(table, {"--target": DEMO_TARGET, "--by": data.by})
         typer.echo("\nnext, the same on a table of your own, a model to keep, and its predictions:")
         command = own_name()
-        typer.echo(f"  {command} study {question} --seeds {seeds}")
+        typer.echo(f"  {command} study {question} --recipes {','.join(DEMO_RECIPES)} --seeds {seeds}")
         typer.echo(f"  {command} fit {question} --recipe joint --save {out / 'model'}")
         typer.echo(f"  {command} predict {out / 'model'} {table}")
 
@@ -78,7 +80,7 @@ def study_command(
     by: opt.By = None,
     targets: opt.Targets = None,
     recipes: Annotated[str | None, typer.Option("--recipes", help="Recipes A,B,C; default: all.", show_default=False)] = None,
-    seeds: Annotated[int, typer.Option("--seeds", help="Splits to repeat everything on; 3 or more for a verdict.")] = 5,
+    seeds: opt.Seeds = 5,
     out: Annotated[Path, typer.Option("--out", help="Folder for report.html and results.json.")] = Path("study"),
     n_jobs: opt.Jobs = 1,
     kind: opt.Kind = None,
@@ -96,16 +98,22 @@ def study_command(
     no_cache: opt.NoCache = False,
 ) -> None:
     """Compare recipes on a table, task by task, with single-task baselines."""
-    with user_errors(), opt.cluster_of(cluster):
+    with user_errors(), stopped_with(_kept(no_cache)), opt.cluster_of(cluster):
         from taskloom.study import StudyOptions, study
 
+        names = opt.named("--recipes", recipes)
         options = StudyOptions(budget=budget, controls=controls, cache=not no_cache)
         data = opt.read_tasks(file, target, by, targets, opt.table_options(kind, metric, drop, skip_tasks, impute))
         with output_folder(out):
             # As many fits as the cluster has cores, unless a number is asked for.
             jobs = None if cluster is not None and n_jobs == 1 else n_jobs
-            result = study(data, opt.split_names(recipes) or None, seeds=seeds, n_jobs=jobs, options=options)
+            result = study(data, names, seeds=seeds, n_jobs=jobs, options=options)
             _deliver(result, out, json)
+    if not json:
+        asked = {"--target": target, "--by": by, "--targets": targets, "--kind": kind, "--metric": metric, "--drop": drop}
+        question = opt.asked(file, asked | {"--skip-tasks": skip_tasks}, impute=impute)
+        typer.echo("\nnext, a model to keep:")
+        typer.echo(f"  {own_name()} fit {question} --recipe {result.recommended} --save {shlex.quote(str(out / 'model'))}")
 
 
 @app.command()
@@ -116,7 +124,7 @@ def fit(
     target: opt.Target = None,
     by: opt.By = None,
     targets: opt.Targets = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the split and the fit.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Of the split and the fit.", parser=opt.whole, metavar="INTEGER")] = 0,
     kind: opt.Kind = None,
     metric: opt.MetricName = None,
     drop: opt.Drop = None,
@@ -126,7 +134,7 @@ def fit(
     json: opt.Json = False,
 ) -> None:
     """Fit one recipe to a table and save the model."""
-    with user_errors():
+    with user_errors(), stopped_with("no model was saved"):
         from taskloom.study import fit_model
 
         data = opt.read_tasks(file, target, by, targets, opt.table_options(kind, metric, drop, skip_tasks, impute))
@@ -137,6 +145,8 @@ def fit(
         print_json({"model": str(save), "recipe": model.recipe, "validation_scores": model.validation_scores})
     else:
         print_model(model, save)
+        typer.echo("\nnext, its predictions:")
+        typer.echo(f"  {own_name()} predict {shlex.join([str(save), str(file)])}")
 
 
 @app.command()
@@ -166,6 +176,10 @@ def recipes(json: opt.Json = False) -> None:
         print_json([{key: getattr(recipe, key) for key in keys} for recipe in found.values()])
     else:
         print_recipes(found)
+
+
+def _kept(no_cache: bool) -> str:
+    return "nothing was kept (`--no-cache`)" if no_cache else "finished fits are kept: run it again, and it goes on from there"
 
 
 def _deliver(result: Study, out: Path, as_json: bool) -> None:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from taskloom.cli import _options as opt
 from taskloom.cli._jobs import short, tell, tell_stopped
-from taskloom.cli._show import print_json, user_errors
+from taskloom.cli._show import print_json, user_errors, wide_console
 
 ProjectFile = Annotated[
     Path, typer.Argument(metavar="PROJECT.yml", help="FLARE's project: who takes part.", show_default=False)
@@ -41,10 +41,10 @@ def provision(project: ProjectFile, out: KitsFolder = Path("kits"), json: opt.Js
         return
     table = Table(box=box.SIMPLE_HEAD)
     for name in ("participant", "is", "start-up kit"):
-        table.add_column(name, overflow="fold")
+        table.add_column(name)
     for kit in kits:
         table.add_row(Text(kit.name), Text(_ROLES.get(kit.kind, kit.kind)), Text(short(kit.folder)))
-    console = Console()
+    console = wide_console()
     console.print(table)
     console.print("Each kit holds a private key: hand it to its participant alone.")
 

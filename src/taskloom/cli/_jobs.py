@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from taskloom.cli import _options as opt
-from taskloom.cli._show import FIT_ERROR, INTERRUPTED, own_name, print_json, user_errors
+from taskloom.cli._show import FIT_ERROR, INTERRUPTED, own_name, print_json, user_errors, wide_console
 
 if TYPE_CHECKING:
     from taskloom.engines import Progress
@@ -120,7 +120,7 @@ def _progress(title: str) -> Generator[Callable[[Progress], None]]:
 
 def _print(values: dict[str, Any], out: Path) -> None:
     """How a job ended, what came of each site, and where its files are."""
-    console = Console()
+    console = wide_console()
     table = Table(box=box.SIMPLE_HEAD)
     columns = ("site", "updates", "staleness", "bytes in", "bytes out", "last seen", "refused", "state")
     for name in columns:

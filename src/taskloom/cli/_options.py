@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Generator
+import shlex
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +13,19 @@ import typer
 
 if TYPE_CHECKING:
     from taskloom.tasks import TableOptions, TaskData
+
+
+def whole(value: str | int) -> int:
+    """A whole number out of an option.
+
+    Raises:
+        typer.BadParameter: it is something else.
+    """
+    try:
+        return int(value)
+    except ValueError:
+        raise typer.BadParameter(f"{value!r} is no whole number") from None
+
 
 TableFile = Annotated[Path, typer.Argument(metavar="FILE", help="CSV or Parquet file.", show_default=False)]
 Target = Annotated[str | None, typer.Option("--target", help="Target column; comes with --by.", show_default=False)]
@@ -28,14 +42,21 @@ MetricName = Annotated[
 Drop = Annotated[str | None, typer.Option("--drop", help="Columns A,B,C that are no features.", show_default=False)]
 SkipTasks = Annotated[str | None, typer.Option("--skip-tasks", help="Tasks A,B,C to leave out.", show_default=False)]
 Impute = Annotated[bool, typer.Option("--impute/--no-impute", help="Fill missing features, or refuse them.")]
-Budget = Annotated[int, typer.Option("--budget", help="Candidates that every recipe may try on validation rows.")]
+Budget = Annotated[
+    int,
+    typer.Option("--budget", help="Candidates that every recipe may try on validation rows.", parser=whole, metavar="INTEGER"),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the outcome as JSON, for machines.")]
 Cluster = Annotated[
     str | None,
     typer.Option("--cluster", help="Run the fits on Ray: local, auto, HOST:PORT or ray://HOST:PORT.", show_default=False),
 ]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Train everything afresh and keep nothing.")]
-Jobs = Annotated[int, typer.Option("--n-jobs", help="Fits at once; -1 for all cores.")]
+Jobs = Annotated[int, typer.Option("--n-jobs", help="Fits at once; -1 for all cores.", parser=whole, metavar="INTEGER")]
+Seeds = Annotated[
+    int,
+    typer.Option("--seeds", help="Splits to repeat everything on; 3 or more for a verdict.", parser=whole, metavar="INTEGER"),
+]
 
 
 def split_names(text: str | None) -> list[str]:
@@ -46,6 +67,24 @@ def split_names(text: str | None) -> list[str]:
         ['a', 'b', 'c,d']
     """
     return [name.strip() for name in next(csv.reader([text], skipinitialspace=True)) if name.strip()] if text else []
+
+
+def named(option: str, text: str | None) -> list[str] | None:
+    """The names of an option that may be left away, but not be empty.
+
+    Raises:
+        OptionError: it is given without a name, as a shell variable that is not set gives it.
+
+    Examples:
+        >>> named("--recipes", None), named("--recipes", "ridge")
+        (None, ['ridge'])
+    """
+    from taskloom.tasks import OptionError
+
+    names = split_names(text)
+    if text is not None and not names:
+        raise OptionError(f"`{option}` is empty; name at least one, or leave the option away")
+    return names or None
 
 
 def table_options(kind: str | None, metric: str | None, drop: str | None, skip_tasks: str | None, impute: bool) -> TableOptions:
@@ -61,12 +100,25 @@ def read_tasks(file: Path, target: str | None, by: str | None, targets: str | No
     Raises:
         OptionError: `--targets` without a name, and what `read_table` refuses.
     """
-    from taskloom.tasks import OptionError, read_table
+    from taskloom.tasks import read_table
 
-    names = split_names(targets)
-    if targets is not None and not names:
-        raise OptionError("`--targets` is empty; name at least one column")
-    return read_table(file, target=target, by=by, targets=names or None, options=options)
+    return read_table(file, target=target, by=by, targets=named("--targets", targets), options=options)
+
+
+def asked(
+    file: Path,
+    question: Mapping[str, str | None],
+    *,
+    impute: bool = True,
+) -> str:
+    """A table and the options that it was read with, as they are typed.
+
+    Examples:
+        >>> asked(Path("t.csv"), {"--target": "cost", "--by": "age group", "--kind": None})
+        "t.csv --target cost --by 'age group'"
+    """
+    given = [part for name, value in question.items() if value is not None for part in (name, value)]
+    return shlex.join([str(file), *given, *([] if impute else ["--no-impute"])])
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from taskloom.cli import _options as opt
-from taskloom.cli._show import output_folder, own_name, print_json, user_errors
+from taskloom.cli._show import output_folder, own_name, print_json, stopped_with, user_errors
 
 if TYPE_CHECKING:
     from taskloom.relate import Survey
@@ -48,7 +48,7 @@ def relate(
     json: opt.Json = False,
 ) -> None:
     """Measure which tasks of a table are alike, and choose the groups that should learn together."""
-    with user_errors():
+    with user_errors(), stopped_with("nothing was written"):
         from taskloom.relate import MeasureOptions, SurveyOptions, survey, write_survey
 
         options = SurveyOptions(measure, method, groups, overlap, repeats, measuring=MeasureOptions(seed=seed))
@@ -61,14 +61,12 @@ def relate(
         print_json(found.to_json())
         return
     _print(found, page)
-    asked = {"--target": target, "--by": by, "--targets": targets, "--kind": kind, "--metric": metric, "--drop": drop}
-    asked |= {"--skip-tasks": skip_tasks}
-    question = [str(file), *(part for name, value in asked.items() if value is not None for part in (name, value))]
-    question += [] if impute else ["--no-impute"]
+    question = {"--target": target, "--by": by, "--targets": targets, "--kind": kind, "--metric": metric, "--drop": drop}
+    asked = opt.asked(file, question | {"--skip-tasks": skip_tasks}, impute=impute)
     typer.echo(
         "\nnext, whether groups beat each task alone and all in one net, when chosen on training rows and judged on others:"
     )
-    typer.echo(f"  {shlex.quote(own_name())} study {shlex.join([*question, '--recipes', 'grouped,joint', '--seeds', '10'])}")
+    typer.echo(f"  {shlex.quote(own_name())} study {asked} --recipes grouped,joint --seeds 10")
 
 
 @contextmanager

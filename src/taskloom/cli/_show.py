@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from taskloom.study import Model, Study
     from taskloom.tasks import Recipe
 
+WIDEST = 10_000
 # The last one as shells count: 128 and the number of the signal.
 USER_ERROR, FIT_ERROR, INTERRUPTED = 2, 1, 130
 
@@ -36,6 +37,21 @@ def user_errors() -> Generator[None]:
     except (TaskloomError, FitError) as error:
         Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), str(error)))
         raise typer.Exit(USER_ERROR if isinstance(error, TaskloomError) else FIT_ERROR) from error
+
+
+@contextmanager
+def stopped_with(sentence: str) -> Generator[None]:
+    """Ctrl-C ends a command with one sentence on standard error, as to what is kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"stopped; {sentence}", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def wide_console() -> Console:
+    """Standard output without a limit of width: names stay whole, and a terminal breaks long lines itself."""
+    return Console(width=WIDEST)
 
 
 @contextmanager
@@ -69,10 +85,12 @@ def print_json(value: Any) -> None:
 
 def print_study(study: Study, folder: Path) -> None:
     """The verdict table, the outcome in words, and where the report is."""
-    console = Console()
+    console = wide_console()
     console.print(study.table())
     if study.is_detailed:
         console.print(study.table(per_task=False))
+    for note in study.data["notes"]:
+        console.print(Text(f"note: {note.replace('`', '')}"), soft_wrap=True)
     for sentence in study.words():
         console.print(Text(sentence.replace("`", "")), soft_wrap=True)
     console.print(Text.assemble("\nreport: ", (str(folder / "report.html"), "bold")), soft_wrap=True)
@@ -85,17 +103,19 @@ def print_recipes(recipes: dict[str, type[Recipe]]) -> None:
         table.add_column(name, no_wrap=name == "recipe")
     for name, recipe in recipes.items():
         table.add_row(name, recipe.family + (" (baseline)" if recipe.is_baseline else ""), recipe.summary, recipe.paper)
-    Console().print(table)
+    (Console() if sys.stdout.isatty() else wide_console()).print(table)
 
 
 def print_model(model: Model, folder: Path) -> None:
     """Validation scores of a fitted model, and where it is."""
-    table = Table(title=Text(f"{model.recipe}: scores on the rows held back"), title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD)
     for name in ("task", "metric", "score"):
         table.add_column(name, justify="right" if name == "score" else "left")
     for task in model.tasks:
         table.add_row(Text(task.name), task.metric, f"{model.validation_scores[task.name]:.4f}")
-    console = Console()
+    console = wide_console()
+    # A title of the table itself would be broken to the table's width.
+    console.print(Text(f"{model.recipe}: scores on the rows held back", style="italic"))
     console.print(table)
     console.print(Text.assemble("model: ", (str(folder), "bold")), soft_wrap=True)
 

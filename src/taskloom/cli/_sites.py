@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from taskloom.cli import _flare, _jobs
 from taskloom.cli import _options as opt
-from taskloom.cli._show import INTERRUPTED, output_folder, print_json, user_errors
+from taskloom.cli._show import INTERRUPTED, output_folder, print_json, user_errors, wide_console
 
 if TYPE_CHECKING:
     from taskloom.sites import DemoOptions, RunSummary
@@ -79,7 +78,7 @@ def _plain(run: RunSummary) -> dict[str, object]:
 def _print_runs(runs: list[RunSummary], options: DemoOptions, out: Path) -> None:
     from taskloom.sites import describe_runs
 
-    console = Console()
+    console = wide_console()
     console.print(Text(_about(options)), soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD)
     for name in ("method", "seconds", "updates, slowest site", "fastest", "waiting or in vain", "relative gap"):

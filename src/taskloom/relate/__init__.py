@@ -23,7 +23,7 @@ from taskloom.relate._joint_run import JointRun, joint_run
 from taskloom.relate._labels import labels
 from taskloom.relate._lookahead import lookahead
 from taskloom.relate._options import AffinityWarning, MeasureOptions
-from taskloom.relate._pictures import dendrogram, graph_picture, heat_map
+from taskloom.relate._pictures import as_text, dendrogram, graph_picture, heat_map
 from taskloom.relate._recipe import GroupedRecipe
 from taskloom.relate._samplewise import samplewise
 from taskloom.relate._samplewise_cosine import samplewise_cosine
@@ -54,6 +54,7 @@ __all__ = [
     "VerifyOptions",
     "VerifyRound",
     "as_affinity",
+    "as_text",
     "cluster",
     "datamap",
     "dendrogram",

@@ -27,6 +27,19 @@ _NEAREST = 3
 _NAMED = 60
 
 
+def as_text(name: str) -> str:
+    """A name as plotly shows it letter by letter, where it would take `<b>` for markup.
+
+    Args:
+        name: of a task, a layer or a column.
+
+    Examples:
+        >>> as_text("<b>R&D</b>")
+        '&lt;b>R&amp;D&lt;/b>'
+    """
+    return name.replace("&", "&amp;").replace("<", "&lt;")
+
+
 def heat_map(affinity: Affinity) -> go.Figure:
     """The matrix, row = receiver, column = source, tasks that are alike beside each other.
 
@@ -38,7 +51,7 @@ def heat_map(affinity: Affinity) -> go.Figure:
         'heatmap'
     """
     order = alike_first(affinity)
-    names = [affinity.tasks[t] for t in order]
+    names = [as_text(affinity.tasks[t]) for t in order]
     values = affinity.values.copy()
     if not affinity.has_own:
         np.fill_diagonal(values, np.nan)
@@ -94,7 +107,7 @@ def dendrogram(affinity: Affinity) -> go.Figure:
         height=min(140 + 24 * affinity.n_tasks, 1600),
         showlegend=False,
         xaxis={"title": "1 - similarity", "range": [0, 1.03 * max(x for x in xs if x is not None) or 1.0]},
-        yaxis={"tickvals": places, "ticktext": lines["ivl"], "showgrid": False, "zeroline": False},
+        yaxis={"tickvals": places, "ticktext": [as_text(name) for name in lines["ivl"]], "showgrid": False, "zeroline": False},
     )
     return _dressed(figure)
 
@@ -153,7 +166,7 @@ def _nodes(
         x=[float(x) for x, _ in points],
         y=[float(y) for _, y in points],
         mode="markers+text" if affinity.n_tasks <= _NAMED else "markers",
-        text=list(served),
+        text=[as_text(name) for name in served],
         textposition="top center",
         name=f"group {place + 1}",
         customdata=helps,

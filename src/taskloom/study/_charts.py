@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 import plotly.io as pio
 from scipy.cluster.hierarchy import leaves_list, linkage
 
+from taskloom.relate import as_text
 from taskloom.study._compare import Verdict
 from taskloom.study._outcome import Outcome
 
@@ -34,7 +35,7 @@ def gain_chart(study: Outcome, verdicts: Sequence[Verdict], over: str = "the sin
         figure.add_trace(
             go.Scatter(
                 x=[verdict.gain for verdict in chosen],
-                y=[verdict.task for verdict in chosen],
+                y=[as_text(verdict.task) for verdict in chosen],
                 error_x={
                     "type": "data",
                     "array": [0 if v.high is None else v.high - v.gain for v in chosen],
@@ -58,9 +59,9 @@ def gain_chart(study: Outcome, verdicts: Sequence[Verdict], over: str = "the sin
         height=120 + 26 * len(ordered),
         xaxis={"title": title, "range": limits},
         yaxis={
-            "title": study.data["by"],
+            "title": as_text(study.data["by"]),
             "categoryorder": "array",
-            "categoryarray": [verdict.task for verdict in ordered],
+            "categoryarray": [as_text(verdict.task) for verdict in ordered],
             "type": "category",
         },
     )
@@ -91,13 +92,13 @@ def curve_chart(study: Outcome, log_scale: bool = False) -> go.Figure:
                 go.Scatter(
                     x=list(unit.curves[0].steps),
                     y=list(unit.curves[0].losses),
-                    name=label,
+                    name=as_text(label),
                     legendgroup=label,
                     showlegend=i == 0,
                     mode="lines",
                     line={"color": COLOURS[place % len(COLOURS)], "width": 1.5},
                     opacity=0.7,
-                    hovertemplate=f"{label}, seed {unit.seed}<br>step %{{x}}: %{{y:.4g}}<extra></extra>",
+                    hovertemplate=f"%{{fullData.name}}, seed {unit.seed}<br>step %{{x}}: %{{y:.4g}}<extra></extra>",
                 )
             )
     figure.update_layout(
@@ -113,7 +114,7 @@ def relation_chart(study: Outcome, recipe: str, name: str) -> go.Figure:
     matrices = [unit.relations[name] for unit in study.units if unit.recipe == recipe and name in unit.relations]
     mean = np.mean(np.array(matrices, dtype=np.float64), axis=0)
     order = _alike_first(mean)
-    names = [study.tasks[t].name for t in order]
+    names = [as_text(study.tasks[t].name) for t in order]
     figure = go.Figure(
         go.Heatmap(
             z=mean[np.ix_(order, order)].tolist(),

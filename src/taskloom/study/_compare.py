@@ -16,6 +16,9 @@ from taskloom.study._unit import Unit
 from taskloom.study._verdict import Interval, holm, paired_interval, verdict_word
 from taskloom.tasks import Array, Recipe, Task
 
+# Nets count in single precision: what two scores differ by below that is no gain.
+ROUNDING = 1e-6
+
 
 @dataclass(frozen=True)
 class RecipeInfo:
@@ -113,7 +116,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Paired gains of one recipe: (S, K), and the baseline's scores they are held against."""
+    """Paired gains of one recipe: (S, K), 0 where they are rounding, and the baseline's scores they are held against."""
 
     scores: Array
     baseline_scores: Array
@@ -161,9 +164,11 @@ def pair(tasks: Sequence[Task], own: dict[int, Unit], baselines: dict[str, dict[
         reference[i] = candidates[picks, np.arange(len(tasks))]
         chosen[i] = [labels.index(alive[pick]) for pick in picks]
     signs = np.array([1.0 if task.scorer.higher_is_better else -1.0 for task in tasks])
+    floor = np.array([ROUNDING if task.scorer.unit_free else 0.0 for task in tasks])
+    differences = np.where(np.isclose(scores, reference, rtol=ROUNDING, atol=floor), 0.0, signs * (scores - reference))
     test_ratio = np.mean([np.divide(own[seed].test_rows, own[seed].train_rows) for seed in seeds], axis=0)
     most = tuple(labels[int(np.bincount(chosen[:, t]).argmax())] for t in range(len(tasks)))
-    return Comparison(scores, reference, signs * (scores - reference), most, test_ratio)
+    return Comparison(scores, reference, differences, most, test_ratio)
 
 
 def judge(label: str, tasks: Sequence[Task], paired: Comparison, confidence: float, n_seeds: int) -> list[Verdict]:

@@ -15,6 +15,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from taskloom.relate import as_text
 from taskloom.study._charts import COLOURS, dressed
 from taskloom.study._unit import Unit
 from taskloom.tasks import Array
@@ -99,7 +100,7 @@ def dominance_chart(shares: Shares) -> go.Figure:
         rows=rows,
         cols=columns,
         # A name from a net of the user's is text, not markup.
-        subplot_titles=[_as_text(layer) for layer in layers],
+        subplot_titles=[as_text(layer) for layer in layers],
         vertical_spacing=min(0.35 / rows, 0.25),
         horizontal_spacing=0.1,
     )
@@ -131,7 +132,7 @@ def _histogram(counts: Array, task: str, colour: str, is_first: bool) -> go.Scat
     return go.Scatter(
         x=np.repeat(edges, 2)[1:-1].tolist(),
         y=np.repeat(heights, 2).tolist(),
-        name=_as_text(task),
+        name=as_text(task),
         legendgroup=task,
         showlegend=is_first,
         mode="lines",
@@ -140,7 +141,3 @@ def _histogram(counts: Array, task: str, colour: str, is_first: bool) -> go.Scat
         fillcolor=f"rgba({','.join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5))},0.15)",
         hovertemplate="share %{x:.2f}: %{y:.1%} of the weights<extra>%{fullData.name}</extra>",
     )
-
-
-def _as_text(name: str) -> str:
-    return name.replace("&", "&amp;").replace("<", "&lt;")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from taskloom.relate import as_text
 from taskloom.study._charts import COLOURS, dressed
 from taskloom.study._groups import most_like_the_rest
 from taskloom.study._unit import Unit
@@ -106,7 +107,7 @@ def membership_chart(history: History) -> go.Figure:
     labels = np.array([point["groups"] for point in history.points])
     colours = _steady_colours(labels)
     order = np.lexsort(labels[::-1])
-    names = [history.tasks[k] for k in order]
+    names = [as_text(history.tasks[k]) for k in order]
     # A point's groups last until the next one; the last point is the end of them.
     edges = batches if len(batches) > 1 else [*batches, batches[0] + 1]
     cells = colours[: max(len(batches) - 1, 1), order].T
@@ -167,7 +168,7 @@ def affinity_chart(history: History) -> go.Figure | None:
             go.Scatter(
                 x=[point["batch"] for point in points],
                 y=[None if np.isnan(v) else float(v) for v in values[:, receiver, source]],
-                name=_as_text(f"{history.tasks[source]} on {history.tasks[receiver]}"),
+                name=as_text(f"{history.tasks[source]} on {history.tasks[receiver]}"),
                 mode="lines+markers",
                 line={"color": colour, "width": 1.8},
                 marker={"size": 4},
@@ -193,7 +194,3 @@ def drawn_pairs(affinity: Array) -> list[tuple[int, int]]:
     known = [(r, s) for r in range(n_tasks) for s in range(n_tasks) if r != s and np.isfinite(affinity[r, s])]
     ranked = sorted(known, key=lambda pair: -affinity[pair])
     return ranked if len(ranked) <= MOST_PAIRS else ranked[: MOST_PAIRS // 2] + ranked[-MOST_PAIRS // 2 :]
-
-
-def _as_text(name: str) -> str:
-    return name.replace("&", "&amp;").replace("<", "&lt;")

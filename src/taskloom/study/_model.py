@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from taskloom.deep import NetFactory, NetPredictor
 from taskloom.study._options import StudyOptions, seed_list
@@ -30,6 +31,7 @@ from taskloom.tasks import (
     check_finite,
     get_predictor,
     get_recipe,
+    is_whole,
     read_model_files,
     read_rows,
     split_rows,
@@ -69,28 +71,73 @@ class Model:
     predictor: Predictor
     validation_scores: dict[str, float]
 
-    def predict_features(self, features: Features, tasks: Sequence[int]) -> list[Array]:
+    def predict_features(self, features: Features | ArrayLike, tasks: Sequence[int | str] | None = None) -> list[Array]:
         """Predictions of the asked tasks for all rows.
+
+        Args:
+            features: with the columns that the model was trained on, in their order; as an array (n, d) or (n, ...) where all
+                of them are numbers.
+            tasks: numbers or names of tasks; None is all of them.
 
         Returns:
             For each task: values in its own unit (n,) for regression, probabilities of the second class (n,) for binary,
             probabilities (n, C) for multiclass.
+
+        Raises:
+            UnknownNameError: no such task.
+            DataError: other features than the model was trained on.
+
+        Examples:
+            >>> from taskloom.tasks import load_diabetes_tasks
+            >>> data = load_diabetes_tasks()
+            >>> [values.shape for values in fit_model(data, "ridge").predict_features(data.X[:5], ["s1", "s2"])]
+            [(5,), (5,)]
         """
+        places = self._places(range(len(self.tasks)) if tasks is None else tasks)
+        features = self._checked(features)
         if not self.impute:
             check_finite(features)
         # On one thread sums come out in one order: the same bits in any process, however many cores it has.
         with one_thread():
-            predictions = self.predictor.predict(self.encoder.transform(features), tasks)
+            predictions = self.predictor.predict(self.encoder.transform(features), places)
         return [
             self.scaler.invert(values, t) if self.tasks[t].kind == "regression" else values
-            for t, values in zip(tasks, predictions, strict=True)
+            for t, values in zip(places, predictions, strict=True)
         ]
+
+    def _places(self, tasks: Sequence[int | str]) -> list[int]:
+        """Numbers of tasks that were asked for by number or name."""
+        names = {task.name: t for t, task in enumerate(self.tasks)}
+        places = []
+        for asked in tasks:
+            place = names.get(asked) if isinstance(asked, str) else int(asked) if is_whole(asked, 0) else None
+            if place is None or place >= len(names):
+                raise unknown(f"trained task, by name or by number (0 ... {len(names) - 1}),", str(asked), names)
+            places.append(place)
+        return places
+
+    def _checked(self, features: Features | ArrayLike) -> Features:
+        """Features with the columns of training."""
+        if not isinstance(features, Features):
+            if self.categorical_names:
+                known = ", ".join(f"`{name}`" for name in self.categorical_names)
+                raise DataError(f"`features`: an array cannot hold the texts of {known}; give a dataframe to `predict`")
+            try:
+                features = Features(np.asarray(features, dtype=np.float64))
+            except (TypeError, ValueError) as error:
+                raise DataError(f"`features` is no array of numbers ({error}); a dataframe goes to `predict`") from error
+        expected = self.numeric_names + self.categorical_names
+        if len(features.names) != len(expected):
+            shape = f"the {len(expected)} columns {', '.join(expected)}" if expected else "rows that are arrays, (n, ...)"
+            raise DataError(f"`features` has {len(features.names)} named columns; the model was trained on {shape}")
+        return features
 
     def predict(self, source: Any) -> dict[str, list[Any]]:
         """Predict the rows of a table, as columns of a new one.
 
         Args:
-            source: a file or dataframe with the columns that the model was trained on.
+            source: a file or dataframe with the columns that the model was trained on; those of an array are named `x0`, `x1`,
+                ... An array goes to `predict_features`.
 
         Returns:
             For shared rows: a column for each task (the value, or the most probable class), and `p(...)` columns with the
@@ -101,6 +148,8 @@ class Model:
             UnknownNameError: a column is missing, or a row belongs to a task that was not trained.
             DataError: the source is not a table.
         """
+        if isinstance(source, np.ndarray):
+            raise DataError("`source` is an array; give it to `predict_features`, or give a path or a dataframe")
         features, owners = read_rows(source, self.numeric_names, self.categorical_names, self.by)
         if owners is None:
             columns: dict[str, list[Any]] = {}
@@ -200,17 +249,15 @@ def load_model(folder: str | Path, *, net: NetFactory | None = None) -> Model:
         net: the factory of its nets, where they were made by one of your own.
 
     Raises:
-        ModelFileError: no model there, a damaged one, or one of another version.
+        ModelFileError: no model there, a damaged one, one of another version, or one whose nets the factory does not make.
     """
     settings, arrays = read_model_files(Path(folder))
     try:
         tasks = tuple(Task.from_json(task) for task in settings["tasks"])
         core = settings["predictor"]
         own = _under(arrays, "predictor/")
-        if net is None:
-            predictor = get_predictor(core["format"]).from_state(own, core, tasks)
-        else:
-            predictor = NetPredictor.from_factory(own, core, tasks, net)
+        load = get_predictor(core["format"]).from_state
+        predictor = load(own, core, tasks) if net is None else _with_factory(own, core, tasks, net)
         return Model(
             recipe=settings["recipe"],
             settings=settings["settings"],
@@ -226,6 +273,23 @@ def load_model(folder: str | Path, *, net: NetFactory | None = None) -> Model:
         )
     except (KeyError, TypeError, RuntimeError) as error:
         raise ModelFileError(f"model in '{folder}': damaged ({type(error).__name__}: {error}); save it again") from error
+
+
+def _with_factory(arrays: dict[str, Array], core: dict[str, Any], tasks: tuple[Task, ...], net: NetFactory) -> NetPredictor:
+    """Nets of the user's own; weights that their factory has no place for, or that it lacks, tell that it is another one."""
+    if core["format"] != NetPredictor.format:
+        raise ModelFileError(f"`net`={net!r}: the model holds no net (its format is `{core['format']}`); leave `net` out")
+    try:
+        predictor = NetPredictor.from_factory(arrays, core, tasks, net)
+        left = sorted(arrays.keys() - predictor.state()[0].keys())
+        reason = f"no place for `{left[0]}`" if left else ""
+    except KeyError as error:
+        reason = f"no saved {error}"
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+    if reason:
+        raise ModelFileError(f"`net`={net!r} makes other nets than the saved ones ({reason}); give the factory of the training")
+    return predictor
 
 
 def _under(arrays: dict[str, Array], prefix: str) -> dict[str, Array]:

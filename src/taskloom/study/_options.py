@@ -9,7 +9,7 @@ from pathlib import Path
 
 import platformdirs
 
-from taskloom.tasks import OptionError
+from taskloom.tasks import OptionError, is_number, is_whole
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class StudyOptions:
     controls: bool = True
 
     def __post_init__(self) -> None:
-        if self.budget < 1:
-            raise OptionError(f"`budget`={self.budget}: every recipe needs at least 1 candidate")
-        if not 0.5 <= self.confidence < 1:
-            raise OptionError(f"`confidence`={self.confidence}: give a number from 0.5 to below 1")
+        if not is_whole(self.budget, 1):
+            raise OptionError(f"`budget`={self.budget!r}: every recipe needs a whole number of candidates, at least 1")
+        if not is_number(self.confidence) or not 0.5 <= self.confidence < 1:
+            raise OptionError(f"`confidence`={self.confidence!r}: give a number from 0.5 to below 1")
         if len(self.fractions) != 3 or min(self.fractions) <= 0:
             raise OptionError(f"`fractions`={self.fractions!r}: a study needs training, validation and test rows")
 
@@ -55,13 +55,15 @@ def seed_list(seeds: int | Sequence[int]) -> list[int]:
     """The seeds themselves: a number S stands for 0 ... S - 1.
 
     Raises:
-        OptionError: no seed, a negative one, or one given twice.
+        OptionError: no seed, a negative one, one given twice, or what is no whole number.
 
     Examples:
         >>> seed_list(3), seed_list([7, 9])
         ([0, 1, 2], [7, 9])
     """
-    found = [int(seed) for seed in seeds] if isinstance(seeds, Iterable) else list(range(int(seeds)))
-    if not found or min(found) < 0 or len(set(found)) < len(found):
-        raise OptionError(f"`seeds`={seeds!r}: give a number of at least 1, or different seeds of at least 0")
-    return found
+    given = list(seeds) if isinstance(seeds, Iterable) else range(seeds) if is_whole(seeds) else []
+    if not given or not all(is_whole(seed, 0) for seed in given) or len(set(given)) < len(given):
+        raise OptionError(
+            f"`seeds`={seeds!r}: give a whole number of at least 1, or different seeds, whole numbers of at least 0"
+        )
+    return [int(seed) for seed in given]

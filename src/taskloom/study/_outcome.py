@@ -15,7 +15,7 @@ from taskloom.study._compare import RecipeInfo, Summary, Verdict, compare
 from taskloom.study._controls import Contrast, contrast
 from taskloom.study._options import StudyOptions
 from taskloom.study._unit import Unit
-from taskloom.study._words import contrast_sentence, overall_sentence, recipe_sentence, seeds_sentence
+from taskloom.study._words import contrast_sentence, overall_sentence, recipe_sentence, recommended, seeds_sentence
 from taskloom.tasks import DataError, Task
 
 RESULTS_FORMAT = "taskloom-study"
@@ -66,6 +66,16 @@ class Outcome:
     def verdicts_of(self, recipe: str) -> list[Verdict]:
         """The verdicts of one recipe, by its label, in the order of the tasks."""
         return [verdict for verdict in self.verdicts if verdict.recipe == recipe]
+
+    @property
+    def recommended(self) -> str:
+        """The label of a recipe to keep a model of: it helped and is shown to hurt none; else the first baseline.
+
+        Only recipes with the settings of their name are considered.
+        """
+        plain = {info.label for info in self.recipes if info.label == info.name}
+        best = recommended([summary for summary in self.summaries if summary.recipe in plain])
+        return next(info.label for info in self.recipes if info.is_baseline) if best is None else best.recipe
 
     def words(self) -> list[str]:
         """The outcome in sentences: one overall, one for each recipe that is no baseline, and one for each control of one."""

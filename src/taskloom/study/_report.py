@@ -33,7 +33,7 @@ def render_report(study: Outcome) -> str:
     """The report as HTML that needs no other file and no network."""
     # Text from tables (task names, column names) is escaped; only what plotly wrote is taken as it is.
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["signed"] = lambda value: f"{value:+.4f}"
+    environment.filters["signed"] = lambda value: f"{value:+z.4f}"
     environment.filters["marked"] = _code_marks
     environment.filters["amount"] = lambda value: "-" if value is None else f"{value:,.0f}" if value < 1e6 else f"{value:.3g}"
     template = environment.from_string((_TEMPLATES / "report.html.j2").read_text(encoding="utf-8"))
@@ -123,7 +123,8 @@ def _history_sections(study: Outcome) -> list[dict[str, Any]]:
 
 
 def _options(study: Outcome) -> dict[str, Any]:
-    return {"seeds": study.seeds} | study.to_json()["options"]
+    # Results of an earlier version do not name the columns.
+    return {"seeds": study.seeds} | study.to_json()["options"] | {"columns": ", ".join(study.data.get("columns", []))}
 
 
 def _score_rows(study: Outcome) -> list[dict[str, Any]]:

@@ -23,7 +23,17 @@ from taskloom.study._progress import progress_bar
 from taskloom.study._report import render_report
 from taskloom.study._tables import summary_table, verdict_table
 from taskloom.study._unit import Unit, run_unit
-from taskloom.tasks import DataError, OptionError, Recipe, TaskData, get_recipe, recipe_classes, split_rows, write_file
+from taskloom.tasks import (
+    DataError,
+    OptionError,
+    Recipe,
+    TaskData,
+    get_recipe,
+    is_whole,
+    recipe_classes,
+    split_rows,
+    write_file,
+)
 
 MOST_ROWS = 60
 _ONE_FIT_A_PROCESS = threading.Lock()
@@ -116,9 +126,11 @@ def study(
         >>> [summary.recipe for summary in result.summaries]
         ['ridge']
     """
-    options, seeds = options or StudyOptions(), seed_list(seeds)
-    if n_jobs == 0:
-        raise OptionError("`n_jobs`=0: give the number of fits at once, or -1 for all cores")
+    options, seeds = StudyOptions() if options is None else options, seed_list(seeds)
+    if not isinstance(options, StudyOptions):
+        raise OptionError(f"`options`={options!r}: give a `StudyOptions`, as in `StudyOptions(budget=3)`")
+    if n_jobs is not None and (not is_whole(n_jobs) or n_jobs == 0):
+        raise OptionError(f"`n_jobs`={n_jobs!r}: give the number of fits at once, or -1 for all cores")
     named = [recipes] if isinstance(recipes, str | Recipe) else recipes
     if named is None:
         ready = [make() for make in recipe_classes().values() if make.by_default]
@@ -191,6 +203,7 @@ def describe(data: TaskData) -> dict[str, Any]:
     return {
         "n_rows": data.n_rows,
         "n_columns": data.features.n_columns,
+        "columns": list(data.features.names),
         "shape": "shared rows" if data.is_shared else "own rows",
         "by": data.by,
         "labels": [len(data.rows(t)) for t in range(data.n_tasks)],

@@ -33,7 +33,7 @@ def verdict_table(study: Outcome) -> Table:
             Text(verdict.task),
             f"{verdict.baseline_score:.4f}",
             f"{verdict.score:.4f}",
-            f"{verdict.gain:+.4f}",
+            f"{verdict.gain:+z.4f}",
             format_interval(verdict.low, verdict.high),
             Text(verdict.word, style=_STYLE[verdict.word]),
         )
@@ -53,7 +53,7 @@ def summary_table(study: Outcome) -> Table:
             Text(summary.recipe),
             summary.baseline or ("failed" if summary.failed else "-"),
             f"{summary.helped}/{summary.hurt}/{summary.undecided}" if summary.baseline else "",
-            "" if summary.gain is None else f"{summary.gain:+.4f}",
+            "" if summary.gain is None else f"{summary.gain:+z.4f}",
             format_interval(summary.low, summary.high) if summary.gain is not None else "",
             f"{summary.seconds:.2f}",
         )
@@ -62,4 +62,4 @@ def summary_table(study: Outcome) -> Table:
 
 def format_interval(low: float | None, high: float | None) -> str:
     """An interval, or a dash where too few seeds gave none."""
-    return "-" if low is None or high is None else f"[{low:+.3f}, {high:+.3f}]"
+    return "-" if low is None or high is None else f"[{low:+z.3f}, {high:+z.3f}]"

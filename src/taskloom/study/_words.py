@@ -47,7 +47,7 @@ def recipe_sentence(summary: Summary, verdicts: Sequence[Verdict], error: str = 
         text += f" In doubt, its own interval below 0 before correction: {_some(doubtful)}."
     text += f" Mean score better on {sum(verdict.gain > 0 for verdict in verdicts)} of {total}."
     if summary.gain is not None:
-        text += f" Mean gain {summary.gain:+.4f}" + _interval(summary.low, summary.high) + "."
+        text += f" Mean gain {summary.gain:+z.4f}" + _interval(summary.low, summary.high) + "."
     if summary.failed:
         text += f" It gave no model on seed {', '.join(map(str, summary.failed))} ({error}), so nothing is decided."
     return text
@@ -77,10 +77,21 @@ def contrast_sentence(contrast: Contrast, own: Summary, control: Summary) -> str
     text += f": better on {_count(contrast.count('helped'), total)}, worse on {_count(contrast.count('hurt'), total)}"
     text += f", {undecided} of {total} undecided." if undecided else "."
     if contrast.gain is not None:
-        text += f" Mean difference {contrast.gain:+.4f}" + _interval(contrast.low, contrast.high) + "."
+        text += f" Mean difference {contrast.gain:+z.4f}" + _interval(contrast.low, contrast.high) + "."
     if own.failed or control.failed:
         text += " One of the two gave no model on some seed, so nothing is decided."
     return text
+
+
+def recommended(summaries: Sequence[Summary]) -> Summary | None:
+    """The recipe that helped most tasks, else that helps most on average, and is shown to hurt none; None: there is none such.
+
+    Args:
+        summaries: of all recipes.
+    """
+    compared = [each for each in summaries if each.baseline and not each.hurt and not each.failed]
+    safe = [each for each in compared if each.helped or (each.low is not None and each.low > 0)]
+    return max(safe, key=lambda summary: (summary.helped, summary.gain or 0.0), default=None)
 
 
 def overall_sentence(summaries: Sequence[Summary], verdicts: Sequence[Verdict], n_seeds: int) -> str:
@@ -88,12 +99,13 @@ def overall_sentence(summaries: Sequence[Summary], verdicts: Sequence[Verdict], 
     compared = [summary for summary in summaries if summary.baseline]
     if not compared:
         return "Only single-task baselines were trained: there is nothing to compare yet."
+    if max(_total(summary) for summary in compared) == 1:
+        return "One task: there is nothing to learn together; what differs between recipes is how they train it alone."
     if n_seeds < LEAST_SEEDS:
         some = f"{n_seeds} seed{'s' if n_seeds > 1 else ''}"
         return f"{some} cannot tell helped from lucky: use at least {LEAST_SEEDS}, better {GOOD_SEEDS}."
-    safe = [summary for summary in compared if summary.helped and not summary.hurt and not summary.failed]
-    if safe:
-        best = max(safe, key=lambda summary: (summary.helped, summary.gain or 0.0))
+    best = recommended(compared)
+    if best is not None and best.helped:
         n_doubtful = sum(v.recipe == best.recipe and v.word == "undecided" and (v.high or 0.0) < 0 for v in verdicts)
         tail = f"none is shown to be hurt, but {n_doubtful} in doubt" if n_doubtful else "none is shown to be hurt"
         return f"Learning together pays here: `{best.recipe}` helped {best.helped} of {_total(best)} tasks; {tail}."
@@ -106,7 +118,7 @@ def overall_sentence(summaries: Sequence[Summary], verdicts: Sequence[Verdict], 
 
 
 def seeds_sentence(summaries: Sequence[Summary], n_seeds: int) -> str:
-    """What more seeds could decide; empty where there are enough, or where everything is decided.
+    """What more seeds could decide; empty where there are enough, where everything is decided, or for one task.
 
     Examples:
         >>> seeds_sentence([Summary("joint", "single", 0, 0, 42, 0.1, -0.1, 0.3, (), 1.0, 10, 30, 5.0)], n_seeds=5)
@@ -116,6 +128,8 @@ def seeds_sentence(summaries: Sequence[Summary], n_seeds: int) -> str:
     if not LEAST_SEEDS <= n_seeds < GOOD_SEEDS or not undecided:
         return ""
     total = max(_total(summary) for summary in summaries)
+    if total == 1:
+        return ""
     few = f"{n_seeds} seeds are few for {total} tasks"
     return f"{few}: after correction only large effects are decided. Try {GOOD_SEEDS} or more."
 
@@ -136,4 +150,4 @@ def _total(summary: Summary) -> int:
 
 
 def _interval(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f" [{low:+.4f}, {high:+.4f}]"
+    return "" if low is None or high is None else f" [{low:+z.4f}, {high:+z.4f}]"

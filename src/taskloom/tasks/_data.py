@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from taskloom.tasks._arrays import Array, Rows
-from taskloom.tasks._errors import DataError
+from taskloom.tasks._errors import DataError, refused_tasks
 from taskloom.tasks._features import Features
 from taskloom.tasks._task import Task, check_task_names
 
@@ -57,45 +57,59 @@ class TaskData:
         """Tasks that share one X.
 
         Args:
-            X: (n, d) numbers, NaN = missing; or (n, ...), for example images (n, channels, height, width).
+            X: (n, d) numbers, NaN = missing; or (n, ...), for example images (n, channels, height, width). The d columns are
+                named `x0`, `x1`, ...
             Y: (n, K) labels, NaN = missing; class codes for classification tasks.
             tasks: K tasks, or names of regression tasks; default `task0`, `task1`, ...
 
         Raises:
-            DataError: wrong shapes, or a task whose labels are constant, all missing or not valid class codes.
+            DataError: wrong shapes, texts, or a task whose labels are constant, all missing or not valid class codes.
 
         Examples:
             >>> import numpy as np
             >>> TaskData.shared_rows(np.eye(3), [[1.0, 2.0], [3.0, np.nan], [5.0, 0.0]], tasks=["a", "b"])
             TaskData(2 regression tasks, shared rows, 3 rows x 3 features)
         """
-        labels = np.asarray(Y, dtype=np.float64)
+        labels = _as_labels("Y", Y)
         if labels.ndim != 2:
             raise DataError(f"`Y` has shape {labels.shape}; shared rows need (n, K), one column a task")
-        data = cls(_as_tasks(tasks, labels.shape[1]), Features(_as_floats(X)), labels)
+        data = cls(_as_tasks(tasks, labels.shape[1]), Features(_as_floats("X", X)), labels)
         data.check_labels()
         return data
 
     @classmethod
     def own_rows(
-        cls, parts: Sequence[tuple[ArrayLike, ArrayLike]], tasks: Sequence[Task | str] | None = None, by: str = "task"
+        cls,
+        parts: Sequence[tuple[ArrayLike, ArrayLike]] | Mapping[str, tuple[ArrayLike, ArrayLike]],
+        tasks: Sequence[Task | str] | None = None,
+        by: str = "task",
     ) -> TaskData:
         """Tasks that each bring their own rows.
 
         Args:
-            parts: K pairs (X_t of shape (n_t, d), y_t of shape (n_t,)).
-            tasks: K tasks, or names of regression tasks.
+            parts: K pairs (X_t of shape (n_t, d), y_t of shape (n_t,)), or such pairs by the names of the tasks.
+            tasks: K tasks, or names of regression tasks, in the order of the parts.
             by: what a task label is called.
 
         Raises:
-            DataError: as for `shared_rows`, or parts with different numbers of features.
+            DataError: as for `shared_rows`, or parts that are no pairs, are named otherwise than the tasks or have different
+                numbers of features.
 
         Examples:
             >>> import numpy as np
             >>> TaskData.own_rows([(np.eye(2), [0.0, 1.0]), (np.ones((3, 2)), [1.0, 2.0, 3.0])])
             TaskData(2 regression tasks, own rows, 5 rows x 2 features)
         """
-        arrays = [(_as_floats(X), np.asarray(y, dtype=np.float64)) for X, y in parts]
+        if isinstance(parts, Mapping):
+            names, parts = [str(name) for name in parts], list(parts.values())
+            if tasks is None:
+                tasks = names
+            elif [task.name if isinstance(task, Task) else task for task in tasks] != names:
+                raise DataError(f"`tasks`={tasks!r} and `parts`, which has {names}, differ; give the same names in one order")
+        for t, part in enumerate(parts):
+            if not isinstance(part, tuple | list) or len(part) != 2:
+                raise DataError(f"`parts[{t}]` is a {type(part).__name__}; give a pair (X, y) for each task")
+        arrays = [(_as_floats(f"parts[{t}]", X), _as_labels(f"parts[{t}]", y)) for t, (X, y) in enumerate(parts)]
         if len({X.shape[1:] for X, _ in arrays}) != 1:
             raise DataError(f"`parts`: the X_t have feature shapes {[X.shape[1:] for X, _ in arrays]}; they must agree")
         for t, (X, y) in enumerate(arrays):
@@ -170,21 +184,12 @@ class TaskData:
         """Refuse tasks that cannot be learned.
 
         Raises:
-            DataError: a target that is constant, all missing, infinite, or not a class code.
+            DataError: targets that are constant, all missing, infinite, or no class codes; names all of the tasks.
         """
-        for t, task in enumerate(self.tasks):
-            labels = self.labels(t)
-            where = f"target of task `{task.name}`"
-            remedy = "correct it or leave the task out (`skip_tasks`, `--skip-tasks`)"
-            if labels.size == 0:
-                raise DataError(f"{where} is missing in every row; {remedy}")
-            if not np.isfinite(labels).all():
-                raise DataError(f"{where} holds an infinite value; {remedy}")
-            if (labels == labels[0]).all():
-                value = task.classes[int(labels[0])] if task.classes and labels[0] in range(len(task.classes)) else labels[0]
-                raise DataError(f"{where} is constant ({value} in all {labels.size} rows); {remedy}")
-            if task.classes and not np.isin(labels, np.arange(len(task.classes))).all():
-                raise DataError(f"{where} holds values that are not codes 0 ... {len(task.classes) - 1} of its classes")
+        found = ((task, _fault(task, self.labels(t))) for t, task in enumerate(self.tasks))
+        faults = {task.name: f"target of task `{task.name}` {fault}" for task, fault in found if fault}
+        if faults:
+            raise refused_tasks(faults)
 
     def __repr__(self) -> str:
         kinds = "/".join(dict.fromkeys(task.kind for task in self.tasks))
@@ -192,9 +197,36 @@ class TaskData:
         return f"TaskData({self.n_tasks} {kinds} tasks, {shape}, {self.n_rows} rows x {self.features.n_columns} features)"
 
 
-def _as_floats(X: ArrayLike) -> Array:
-    array = np.asarray(X)
-    return array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)
+def _fault(task: Task, labels: Array) -> str:
+    """Why a task cannot be learned from these labels; empty if it can."""
+    if labels.size == 0:
+        return "is missing in every row"
+    if not np.isfinite(labels).all():
+        return "holds an infinite value"
+    if (labels == labels[0]).all():
+        value = task.classes[int(labels[0])] if task.classes and labels[0] in range(len(task.classes)) else labels[0]
+        return f"is constant ({value} in all {labels.size} rows)"
+    last = len(task.classes) - 1
+    wrong = labels[~np.isin(labels, np.arange(len(task.classes)))] if task.classes else labels[:0]
+    return f"holds values that are not codes 0 ... {last} of its classes, such as {wrong[0]:g}" if wrong.size else ""
+
+
+def _as_floats(name: str, X: ArrayLike) -> Array:
+    try:
+        array = np.asarray(X)
+        return array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"`{name}`: features that are no numbers ({error}); encode them, or give a table to `read_table`"
+        ) from error
+
+
+def _as_labels(name: str, y: ArrayLike) -> Array:
+    try:
+        return np.asarray(y, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        remedy = "give a class by its code, its place 0, 1, ... in `classes`, or a table to `read_table`"
+        raise DataError(f"`{name}`: labels that are no numbers ({error}); {remedy}") from error
 
 
 def _as_tasks(tasks: Sequence[Task | str] | None, n_tasks: int) -> tuple[Task, ...]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
-from collections.abc import Iterable
+import io
+import shlex
+from collections.abc import Iterable, Mapping
 
 
 class TaskloomError(ValueError):
@@ -63,3 +66,25 @@ def unknown(what: str, name: str, known: Iterable[str]) -> UnknownNameError:
         'no recipe named `jiont`; did you mean `joint`?'
     """
     return UnknownNameError(f"no {what} named `{name}`; {nearest_name(name, known)}")
+
+
+def refused_tasks(faults: Mapping[str, str]) -> DataError:
+    """The error for tasks that cannot be learned: what the first one lacks, and the option that leaves them all out.
+
+    Args:
+        faults: what is wrong with a task, by the task's name; at least one.
+
+    Examples:
+        >>> print(refused_tasks({"a": "task `a` is constant", "b, c": "task `b, c` is constant"}))
+        ... # doctest: +NORMALIZE_WHITESPACE
+        task `a` is constant, and 1 more task cannot be used; correct them or leave them out (`skip_tasks`, or
+        `--skip-tasks 'a,"b, c"'` beside those left out already)
+    """
+    first, more = next(iter(faults.values())), len(faults) - 1
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(faults)
+    rest = f", and {more} more task{'s' if more > 1 else ''} cannot be used" if more else ""
+    what = "them" if more else "it"
+    option = f"--skip-tasks {shlex.quote(line.getvalue())}"
+    beside = " beside those left out already"
+    return DataError(f"{first}{rest}; correct {what} or leave {what} out (`skip_tasks`, or `{option}`{beside})")

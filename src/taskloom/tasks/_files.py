@@ -30,7 +30,8 @@ def open_table(source: Any, as_text: Collection[str] = ()) -> Frame:
         as_text: columns of a text file to take as they stand, whatever they look like.
 
     Raises:
-        DataError: no such file, or one that is empty, truncated or not a table; two columns of one name.
+        DataError: no such file, a folder or a stream, or a file that is empty, truncated or not a table; two columns of one
+            name.
     """
     frame = _open_file(Path(source), as_text) if isinstance(source, str | os.PathLike) else _open_frame(source)
     if frame.shape[0] == 0 or frame.shape[1] == 0:
@@ -58,7 +59,9 @@ def _name(source: Any) -> str:
 
 def _open_file(path: Path, as_text: Collection[str]) -> Frame:
     if not path.is_file():
-        raise DataError(f"`source`='{path}': {'a folder, not a file' if path.is_dir() else 'no such file'}")
+        is_stream = path.exists() or str(path) == "-"
+        what = "a stream; only files are read: write it to one" if is_stream else "no such file"
+        raise DataError(f"`source`='{path}': {'a folder, not a file' if path.is_dir() else what}")
     try:
         with path.open("rb") as file:
             head = file.readline() + file.read(1 << 16)

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from taskloom.tasks._arrays import Array, Rows
 from taskloom.tasks._data import TaskData
-from taskloom.tasks._errors import DataError, OptionError
+from taskloom.tasks._errors import OptionError, refused_tasks
+from taskloom.tasks._task import Task
 
 PART_NAMES = ("train", "validation", "test")
 
@@ -40,7 +41,7 @@ def split_rows(data: TaskData, seed: int, fractions: tuple[float, float, float] 
 
     Raises:
         OptionError: fractions that do not sum to 1 or are negative.
-        DataError: a task with too few rows for a part; names task, part and how many it needs.
+        DataError: tasks with too few rows for a part; names all of them, and how many rows the first one needs.
 
     Examples:
         >>> import numpy as np
@@ -133,23 +134,28 @@ def _least_rows(kind: str) -> int:
 
 def _check_enough(data: TaskData, shares: Array) -> None:
     parts = int((shares > 0).sum())
-    for t, task in enumerate(data.tasks):
-        labels, need = data.labels(t), parts * _least_rows(task.kind)
-        if len(labels) < need:
-            raise DataError(f"task `{task.name}` has {len(labels)} labelled rows; a split into {parts} parts needs {need}")
-        if task.kind == "regression":
-            continue
-        for code, value in enumerate(task.classes):
-            count = int((labels == code).sum())
-            # A site may never have seen a class that others have; a binary task without one is constant.
-            if 0 < count < need:
-                raise DataError(
-                    f"class {value!r} of task `{task.name}` has {count} labelled rows; a split into {parts} parts "
-                    f"needs {need}: add rows, merge classes or leave the task out"
-                )
+    found = ((task, _lack(task, data.labels(t), parts)) for t, task in enumerate(data.tasks))
+    faults = {task.name: lack for task, lack in found if lack}
+    if faults:
+        raise refused_tasks(faults)
+
+
+def _lack(task: Task, labels: Array, parts: int) -> str:
+    """Why a task cannot be split into so many parts; empty if it can."""
+    need = parts * _least_rows(task.kind)
+    needs = f"labelled rows; a split into {parts} parts needs {need}"
+    if len(labels) < need:
+        return f"task `{task.name}` has {len(labels)} {needs}"
+    for code, value in enumerate(task.classes):
+        count = int((labels == code).sum())
+        # A site may never have seen a class that others have; a binary task without one is constant.
+        if 0 < count < need:
+            return f"class {value!r} of task `{task.name}` has {count} {needs}"
+    return ""
 
 
 def _check_parts(data: TaskData, split: Split, shares: Array) -> None:
+    faults: dict[str, str] = {}
     for name, rows, share in zip(PART_NAMES, (split.train, split.validation, split.test), shares, strict=True):
         if not share:
             continue
@@ -159,7 +165,7 @@ def _check_parts(data: TaskData, split: Split, shares: Array) -> None:
             seen = np.unique(data.labels(t)) if task.classes else []
             counts = [int((labels == c).sum()) for c in seen] if task.classes else [len(labels)]
             if min(counts) < _least_rows(task.kind):
-                raise DataError(
-                    f"task `{task.name}` has too few labelled rows for the {name} part (share {share:g}); "
-                    "add rows, raise that share or leave the task out"
-                )
+                fault = f"task `{task.name}` has too few labelled rows for the {name} part (share {share:g}: raise it)"
+                faults.setdefault(task.name, fault)
+    if faults:
+        raise refused_tasks(faults)

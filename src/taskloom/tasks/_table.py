@@ -16,7 +16,7 @@ from taskloom.tasks import _columns as columns
 from taskloom.tasks._arrays import Array
 from taskloom.tasks._data import TaskData
 from taskloom.tasks._encode import check_finite
-from taskloom.tasks._errors import DataError, OptionError, nearest_name, unknown
+from taskloom.tasks._errors import DataError, OptionError, nearest_name, refused_tasks, unknown
 from taskloom.tasks._features import Features
 from taskloom.tasks._files import Frame, open_table
 from taskloom.tasks._task import KINDS, Task
@@ -154,9 +154,18 @@ def _features(frame: Frame, taken: set[str]) -> tuple[Features, list[str]]:
             )
         else:
             categorical.append(name)
+    idle = [name for name in [*numeric, *categorical] if _says_nothing(frame, name, name in known)]
+    notes += [f"column `{name}` has the same value or none in every row: it says nothing" for name in idle]
     if not numeric and not categorical:
         raise DataError(f"no feature columns are left beside {sorted(taken)}; the table needs at least one")
     return _stack(frame, numeric, categorical), notes
+
+
+def _says_nothing(frame: Frame, name: str, is_numeric: bool) -> bool:
+    if not is_numeric:
+        return len(set(columns.strings(frame[name])) - {None}) < 2
+    values = columns.numbers(frame[name])
+    return len(np.unique(values[~np.isnan(values)])) < 2
 
 
 def _stack(frame: Frame, numeric: list[str], categorical: list[str]) -> Features:
@@ -181,15 +190,23 @@ def _task_maker(values: list[Any], name: str, options: TableOptions) -> Task:
         raise unknown("kind of task", kind, KINDS)
     metric = _lookup(options.metric, name) or ""
     distinct = {value for value in values if value is not None}
-    if len(distinct) < 2:
-        what = f"is constant ({distinct.pop()!r} in every row)" if distinct else "is missing in every row"
-        raise DataError(f"target `{name}` {what}; correct it or leave it out")
     if kind == "regression":
         text = next((value for value in distinct if isinstance(value, str)), None)
         if text is not None:
             raise DataError(f"target `{name}` holds {text!r}; a regression target needs numbers")
         return Task(name, kind, metric=metric)
     return Task(name, kind, columns.classes_of(values, name), metric=metric)
+
+
+def _check_varied(raw: Mapping[str, list[Any]]) -> None:
+    found = {name: {value for value in values if value is not None} for name, values in raw.items()}
+    what = {
+        name: f"constant ({next(iter(distinct))!r} in every row)" if distinct else "missing in every row"
+        for name, distinct in found.items()
+        if len(distinct) < 2
+    }
+    if what:
+        raise refused_tasks({name: f"target `{name}` is {fault}" for name, fault in what.items()})
 
 
 def _coded(values: list[Any], task: Task) -> Array:
@@ -202,6 +219,7 @@ def _shared(frame: Frame, features: Features, names: list[str], options: TableOp
     _check_skips(options.skip_tasks, names)
     kept = [name for name in names if name not in options.skip_tasks]
     raw = {name: columns.labels(frame[name]) for name in kept}
+    _check_varied(raw)
     tasks = tuple(_task_maker(raw[name], name, options) for name in kept)
     y = np.column_stack([_coded(raw[task.name], task) for task in tasks])
     return TaskData(tasks, features, y)
@@ -209,6 +227,8 @@ def _shared(frame: Frame, features: Features, names: list[str], options: TableOp
 
 def _own(frame: Frame, features: Features, target: str, by: str, options: TableOptions) -> TaskData:
     values, owners = columns.labels(frame[target]), columns.labels(frame[by])
+    if len(set(values) - {None}) < 2:
+        raise DataError(f"target `{target}` has the same value or none in every row; name another column")
     model = _task_maker(values, target, options)
     found = sorted({owner for owner in owners if owner is not None}, key=lambda value: (isinstance(value, str), value))
     _check_skips(options.skip_tasks, [str(owner) for owner in found])
