@@ -67,8 +67,7 @@ class AdaTaskOptimizer(FedOptimizer):
         if self._absent <= self._harmless:
             return
         heads = [weight.grad for group in self.param_groups if not group["shared"] for weight in group["params"]]
-        given = [grad for slots in (*self._waiting.values(), heads) for grad in slots if grad is not None]
-        if not are_finite(given):
+        if not are_finite(grad for slots in (*self._waiting.values(), heads) for grad in slots):
             raise poisoned_error(", ".join(f"`{name}`" for name in sorted(self._absent)))
         self._harmless |= self._absent
 

@@ -16,7 +16,7 @@ from taskloom.deep._fit import UpdateFactory
 from taskloom.deep._recipes import JointRecipe
 from taskloom.deep._task_gradients import AggregatedStep
 from taskloom.deep._torchjd import from_torchjd
-from taskloom.tasks import OptionError, RecipeFit, TaskData, is_number, is_whole, register_recipe
+from taskloom.tasks import OptionError, RecipeFit, TaskData, check_whole, is_number, register_recipe
 
 
 @dataclass(frozen=True)
@@ -235,8 +235,7 @@ class NashMTLRecipe(AggregatedRecipe):
     def __post_init__(self) -> None:
         if not (is_number(self.max_norm) and math.isfinite(self.max_norm) and self.max_norm >= 0):
             raise OptionError(f"`max_norm`={self.max_norm!r}: give a finite number, 0 for no bound")
-        if not is_whole(self.every, 1):
-            raise OptionError(f"`every`={self.every!r}: give a whole number of at least 1")
+        check_whole("every", self.every)
         super().__post_init__()
         self._solver(1)
 

@@ -20,6 +20,22 @@ _CHUNK = 4096
 _ROWS_AT_ONCE = 1 << 16
 
 
+def check_part(name: str, part: TaskData, train: TaskData) -> None:
+    """Refuse rows that nets of the training rows cannot be judged on.
+
+    Raises:
+        DataError: they are of other tasks, in another order, shared where those are not, or of another shape.
+    """
+    own, needed = (", ".join(task.name for task in each.tasks) for each in (part, train))
+    if own != needed:
+        raise DataError(f"`{name}` is of the tasks {own}; need {needed}, in this order")
+    if part.is_shared != train.is_shared:
+        kinds = ["shared rows" if each.is_shared else "own rows" for each in (part, train)]
+        raise DataError(f"`{name}` has {kinds[0]} and `train` {kinds[1]}; split both from the same data")
+    if part.X.shape[1:] != train.X.shape[1:]:
+        raise DataError(f"`{name}` has rows of shape {part.X.shape[1:]}, `train` of {train.X.shape[1:]}; encode both alike")
+
+
 class RowDealer:
     """Deals B rows of each of R pools to each step: every pool is shuffled, dealt out whole, and shuffled again.
 

@@ -28,6 +28,7 @@ from taskloom.deep._adatask_settings import task_names
 from taskloom.deep._adatask_step import AdaTaskOptimizer
 from taskloom.deep._dominance_layers import DominanceViews, Layer, at, choose_layers, shares_of
 from taskloom.deep._dominance_parts import Look, Rule, rule_of
+from taskloom.deep._graph import gradients_of
 from taskloom.tasks import DataError, OptionError, is_number, is_whole, unknown
 
 Losses = Sequence[Tensor | None] | Mapping[str, Tensor | None]
@@ -257,11 +258,7 @@ class DominanceMeter(DominanceViews):
 
     def _differentiate(self, loss: Tensor) -> list[Tensor]:
         weights = [layer.weight for layer in self._layers.values()]
-        trained = [weight for weight in weights if weight.requires_grad]
-        if not self.rule.needs_gradients or not trained:
-            return self._take([None] * len(weights))
-        found = iter(torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True))
-        return self._take([next(found) if weight.requires_grad else None for weight in weights])
+        return self._take(gradients_of(loss, weights) if self.rule.needs_gradients else [None] * len(weights))
 
     def _take(self, grads: Sequence[Tensor | None]) -> list[Tensor]:
         """(C,) of each layer."""

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from taskloom.deep._dominance import DominanceMeter
 from taskloom.deep._dominance_parts import rule_of
 from taskloom.deep._fit import UpdateFactory
-from taskloom.deep._graph import go_back
+from taskloom.deep._graph import go_back, gradients_of
 from taskloom.deep._scalarized_step import ScalarizedStep
 from taskloom.deep._shared_weights import SharedWeights
 from taskloom.deep._task_gradients import AdaTaskStep
@@ -114,19 +114,12 @@ class MeteredStep(UpdateStep):
     def _find_shared(self, losses: Tensor) -> None:
         """Look at a batch for the parameters that are shared, and start the meter once they are known."""
         present = torch.nonzero(~losses.detach().isnan()).squeeze(1).tolist()
-        weights = [weight for weight in self.weights.values() if weight.requires_grad]
-        if not weights or not present or not self.finder.is_due(present):
+        if not present or not self.finder.is_due(present):
             return
-        rows = (self._gradients(losses[k]) for k in present)
+        rows = (gradients_of(losses[k], list(self.weights.values())) for k in present)
         self.finder.look(rows, present, len(losses))
         if self.finder.is_settled(len(losses)):
             self._start([name for name, shared in zip(self.weights, self.finder.shared, strict=True) if shared], len(losses))
-
-    def _gradients(self, loss: Tensor) -> list[Tensor | None]:
-        """Of a loss, by all weights; None for one that it does not reach, or that is frozen."""
-        trained = [weight for weight in self.weights.values() if weight.requires_grad]
-        found = iter(torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True))
-        return [next(found) if weight.requires_grad else None for weight in self.weights.values()]
 
     def _start(self, names: Sequence[str], n_tasks: int) -> None:
         optimizer = self.inner.adatask if isinstance(self.inner, AdaTaskStep) else self.optimizer

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from taskloom.deep._batches import RowDealer, TaskTensors
+from taskloom.deep._batches import RowDealer, TaskTensors, check_part
 from taskloom.deep._loop import Feed, FitLoop, make_fabric, prepare
 from taskloom.deep._losses import TaskLosses
 from taskloom.deep._nets import NetFactory, OwnRowsNet, SharedRowsNet, check_factory, check_outputs
-from taskloom.deep._options import FitOptions, check_options, check_rate, check_seed
+from taskloom.deep._options import FitOptions, check_options
 from taskloom.deep._stacked import StackedNets
 from taskloom.deep._update import SumStep, UpdateStep
-from taskloom.tasks import Array, Curve, DataError, FitError, OptionError, Task, TaskData
+from taskloom.tasks import Array, Curve, FitError, OptionError, Task, TaskData, check_positive, check_whole
 
 DEFAULT_RATE = 1e-3
 UpdateFactory = Callable[[Optimizer, Any], UpdateStep]
@@ -116,16 +116,8 @@ def fit(
 
 def _check_call(options: Any, seed: Any, train: TaskData, validation: TaskData) -> None:
     check_options(options)
-    check_seed(seed)
-    own, needed = (", ".join(task.name for task in part.tasks) for part in (validation, train))
-    if own != needed:
-        raise DataError(f"`validation` is of the tasks {own}; need {needed}, in this order")
-    if validation.is_shared != train.is_shared:
-        kinds = ["shared rows" if part.is_shared else "own rows" for part in (validation, train)]
-        raise DataError(f"`validation` has {kinds[0]} and `train` {kinds[1]}; split both from the same data")
-    if validation.X.shape[1:] != train.X.shape[1:]:
-        shapes = f"{validation.X.shape[1:]}, `train` of {train.X.shape[1:]}"
-        raise DataError(f"`validation` has rows of shape {shapes}; encode both alike")
+    check_whole("seed", seed, 0)
+    check_part("validation", validation, train)
 
 
 @dataclass
@@ -184,7 +176,7 @@ def fit_singles(
     if not len(rates):
         raise OptionError("`rates` is empty: give at least one learning rate")
     for rate in rates:
-        check_rate("rates", rate)
+        check_positive("rates", rate)
     widths: dict[int, list[int]] = {}
     for t, task in enumerate(train.tasks):
         widths.setdefault(task.n_outputs, []).append(t)

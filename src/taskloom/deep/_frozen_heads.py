@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from taskloom.deep._graph import gradients_of
 from taskloom.deep._group_parallel import greatest
 
 T = TypeVar("T")
@@ -49,20 +50,6 @@ def is_moving(grad: Tensor) -> Tensor:
         False
     """
     return ((grad.coalesce().values() if grad.is_sparse else grad) != 0).any()
-
-
-def has_nan(grads: Sequence[Tensor | None]) -> bool:
-    """Whether a number of some gradients is NaN, in one look at all of them.
-
-    Examples:
-        >>> has_nan([torch.zeros(2), None]), has_nan([torch.tensor([0.0, torch.nan])])
-        (False, True)
-    """
-    values = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads if grad is not None]
-    if not values:
-        return False
-    norms = torch._foreach_norm(values)
-    return bool(torch.stack([norm.isnan().to(norms[0].device) for norm in norms]).any())
 
 
 def _dense(grad: Tensor) -> Tensor:
@@ -122,12 +109,9 @@ class TaskHeads:
             losses: K of them, with their graph, which is kept.
             tasks: to look at.
         """
-        trained = [p for p, weight in enumerate(self.parameters) if weight.requires_grad]
         for k in tasks:
-            if trained and losses[k].requires_grad and not bool(losses[k].detach().isnan()):
-                weights = [self.parameters[p] for p in trained]
-                grads = torch.autograd.grad(losses[k], weights, retain_graph=True, allow_unused=True)
-                self._note(k, dict(zip(trained, grads, strict=True)))
+            if losses[k].requires_grad and not bool(losses[k].detach().isnan()):
+                self._note(k, dict(enumerate(gradients_of(losses[k], self.parameters))))
             self.seen.append(k)
         self._settle()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
@@ -59,19 +59,47 @@ def go_back(fabric: Fabric | None, passes: Callable[[], T]) -> T:
     return passing.result
 
 
-def are_finite(gradients: Sequence[Tensor]) -> bool:
-    """Whether no number in them is infinite or NaN; one wait for each device.
+def gradients_of(loss: Tensor, weights: Sequence[Tensor]) -> list[Tensor | None]:
+    """Gradients of a loss, whose graph is kept; None for a weight that it does not reach, or that is frozen.
 
     Examples:
-        >>> are_finite([torch.ones(2), torch.tensor([torch.nan])])
-        False
+        >>> moved, frozen = torch.ones(1, requires_grad=True), torch.ones(1)
+        >>> gradients_of((3 * moved * frozen).sum(), [moved, frozen])
+        [tensor([3.]), None]
     """
-    by_device: dict[Any, list[Tensor]] = {}
-    for gradient in (one for one in gradients if one.numel()):
-        by_device.setdefault(gradient.device, []).append(gradient)
+    trained = [weight for weight in weights if weight.requires_grad]
+    found = iter(torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True) if trained else ())
+    return [next(found) if weight.requires_grad else None for weight in weights]
+
+
+def are_finite(gradients: Iterable[Tensor | None]) -> bool:
+    """Whether no number in them is infinite or NaN, in one look at all of them.
+
+    Examples:
+        >>> are_finite([torch.ones(2), None]), are_finite([torch.tensor([torch.inf])])
+        (True, False)
+    """
+    return _all_are(torch.isfinite, gradients)
+
+
+def has_nan(gradients: Iterable[Tensor | None]) -> bool:
+    """Whether a number in them is NaN, in one look at all of them.
+
+    Examples:
+        >>> has_nan([torch.tensor([torch.inf]), None]), has_nan([torch.tensor([0.0, torch.nan])])
+        (False, True)
+    """
+    return not _all_are(lambda norm: ~norm.isnan(), gradients)
+
+
+def _all_are(sound: Callable[[Tensor], Tensor], gradients: Iterable[Tensor | None]) -> bool:
+    values = [grad.coalesce().values() if grad.is_sparse else grad for grad in gradients if grad is not None]
+    values = [each for each in values if each.numel()]
+    if not values:
+        return True
     # The greatest number, not the root of squares: finite numbers are to have a finite one.
-    norms = (torch.stack([one.double() for one in torch._foreach_norm(some, torch.inf)]) for some in by_device.values())
-    return all(bool(some.isfinite().all()) for some in norms)
+    flags = [sound(norm) for norm in torch._foreach_norm(values, torch.inf)]
+    return bool(torch.stack([flag.to(flags[0].device) for flag in flags]).all())
 
 
 def poisoned_error(tasks: str) -> DataError:

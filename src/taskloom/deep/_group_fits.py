@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from taskloom.deep._batches import RowDealer, TaskTensors
+from taskloom.deep._batches import RowDealer, TaskTensors, check_part
 from taskloom.deep._fit import DEFAULT_RATE, adam, dtype_of, new_net, session
 from taskloom.deep._loop import Feed, FitLoop, make_fabric, mean_losses, prepare
 from taskloom.deep._losses import OutputColumns, TaskLosses
@@ -24,7 +24,7 @@ from taskloom.deep._nets import NetFactory, check_outputs
 from taskloom.deep._options import FitOptions
 from taskloom.deep._stacked import StackedNets
 from taskloom.deep._update import SumStep
-from taskloom.tasks import Array, DataError, FitError, OptionError, Rows, Task, TaskData
+from taskloom.tasks import Array, DataError, FitError, OptionError, Task, TaskData, are_flags
 
 # Copies of a net's weights that training holds: weights, gradients, two moments, the best so far, and room to work.
 _COPIES = 6
@@ -141,12 +141,16 @@ def fit_groups(
     members = np.asarray(members)
     if members.ndim != 2 or members.shape[1] != train.n_tasks or not len(members) or not members.any(axis=1).all():
         raise OptionError(f"`members` has shape {members.shape}; need (G, {train.n_tasks}), with a task in every row")
-    if members.dtype.kind not in "biuf" or not ((members == 0) | (members == 1)).all():
+    if not are_flags(members):
         raise OptionError("`members` holds other values than true and false; need one for each group and task")
     members = members.astype(bool)
     for name, part in {"validation": validation, "test": test}.items():
         if part is not None:
-            _check_part(name, part, train, np.flatnonzero(members.any(axis=0)))
+            check_part(name, part, train)
+    lost = next((int(t) for t in np.flatnonzero(members.any(axis=0)) if not len(validation.rows(int(t)))), None)
+    if lost is not None:
+        task = validation.tasks[lost].name
+        raise DataError(f"`validation` has no label of the task `{task}`; split anew, or leave the task out")
     nets = [new_net(make_net, train.X.shape[1:], train.tasks, seed) for seed in options.seeds]
     check_outputs(nets[0], train.X.shape[1:], train.tasks)
     shape = (len(members), len(options.seeds))
@@ -161,22 +165,6 @@ def fit_groups(
         for start in range(0, len(jobs), most):
             workshop.work(jobs[start : start + most], out)
     return out
-
-
-def _check_part(name: str, part: TaskData, train: TaskData, used: Rows) -> None:
-    """Refuse rows that nets of the training rows cannot be judged on."""
-    own, needed = (", ".join(task.name for task in each.tasks) for each in (part, train))
-    if own != needed:
-        raise DataError(f"`{name}` is of the tasks {own}; need {needed}, in this order")
-    if part.is_shared != train.is_shared:
-        kinds = ["shared rows" if each.is_shared else "own rows" for each in (part, train)]
-        raise DataError(f"`{name}` has {kinds[0]} and `train` {kinds[1]}; split both from the same data")
-    if part.X.shape[1:] != train.X.shape[1:]:
-        raise DataError(f"`{name}` has rows of shape {part.X.shape[1:]}, `train` of {train.X.shape[1:]}; encode both alike")
-    if name == "validation":
-        lost = next((t for t in used if not len(part.rows(int(t)))), None)
-        if lost is not None:
-            raise DataError(f"`{name}` has no label of the task `{part.tasks[lost].name}`; split anew, or leave the task out")
 
 
 class GroupLosses(TaskLosses):

@@ -19,8 +19,8 @@ from torch.optim import Optimizer
 from taskloom.deep._adatask_parallel import group_of
 from taskloom.deep._adatask_step import AdaTaskOptimizer
 from taskloom.deep._common_randomness import CommonRandomness
-from taskloom.deep._frozen_heads import TaskHeads, has_nan, remembered
-from taskloom.deep._graph import go_back
+from taskloom.deep._frozen_heads import TaskHeads, remembered
+from taskloom.deep._graph import go_back, has_nan
 from taskloom.deep._group_parallel import from_first, greatest, mean_and_holders
 from taskloom.deep._group_passes import (
     GroupPasses,
@@ -287,13 +287,13 @@ class GroupStep(UpdateStep):
 
     def _check_gradients(self, batch: _Batch, present: list[int]) -> None:
         """See that the NaN of a task that is absent has not come into gradients of the others: zero times NaN is NaN."""
+        # Losses that are not finite have gradients like that, and with half precision a scaler sees to it.
+        if self._scaler is not None or not np.isfinite(batch.values[present]).all():
+            return
         inner = self._inner
         grads = [weight.grad for weight in self._parameters]
         if isinstance(inner, AdaTaskOptimizer):
             grads += [grad for slots in inner._waiting.values() for grad in slots]
-        # Losses that are not finite have gradients like that, and with half precision a scaler sees to it.
-        if self._scaler is not None or not np.isfinite(batch.values[present]).all():
-            return
         found = torch.tensor(float(has_nan(grads)), device=self._parameters[0].device)
         if not bool(greatest(found, self.group)):
             return

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from taskloom.tasks import OptionError, is_number, is_whole, unknown
+from taskloom.tasks import OptionError, check_positive, check_whole, unknown
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed", "bf16-true")
 
@@ -47,14 +47,13 @@ class FitOptions:
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "max_steps", "validate_every", "patience", "checkpoint_every"):
-            if not is_whole(getattr(self, name), 1):
-                raise OptionError(f"`{name}`={getattr(self, name)!r}: give a whole number of at least 1")
+            check_whole(name, getattr(self, name))
         if not isinstance(self.learning_rates, Sequence) or len(self.learning_rates) != 2:
             raise OptionError(f"`learning_rates`={self.learning_rates!r}: give two numbers, the least and the greatest")
         if self.learning_rate is not None:
-            check_rate("learning_rate", self.learning_rate)
+            check_positive("learning_rate", self.learning_rate)
         for rate in self.learning_rates:
-            check_rate("learning_rates", rate)
+            check_positive("learning_rates", rate)
         if self.learning_rates[0] > self.learning_rates[1]:
             raise OptionError(f"`learning_rates`={self.learning_rates}: give the least first")
         if self.precision not in PRECISIONS:
@@ -73,8 +72,7 @@ class FitOptions:
             >>> FitOptions(learning_rates=(1e-3, 1e-2)).candidate_rates(2)
             [0.001, 0.01]
         """
-        if not is_whole(budget, 1):
-            raise OptionError(f"`budget`={budget!r}: give a whole number of at least 1")
+        check_whole("budget", budget)
         if self.learning_rate is not None:
             return [self.learning_rate]
         least, greatest = self.learning_rates
@@ -82,26 +80,6 @@ class FitOptions:
             return [math.sqrt(least * greatest)]
         ratio = greatest / least
         return [float(f"{least * ratio ** (i / (budget - 1)):.6g}") for i in range(budget)]
-
-
-def check_rate(name: str, rate: Any) -> None:
-    """Refuse what is no learning rate.
-
-    Raises:
-        OptionError: no finite number above 0.
-    """
-    if not (is_number(rate) and math.isfinite(rate) and rate > 0):
-        raise OptionError(f"`{name}`={rate!r}: give a positive number")
-
-
-def check_seed(seed: Any) -> None:
-    """Refuse what is no seed.
-
-    Raises:
-        OptionError: no whole number of at least 0.
-    """
-    if not is_whole(seed, 0):
-        raise OptionError(f"`seed`={seed!r}: give a whole number of at least 0")
 
 
 def check_options(options: Any) -> None:

@@ -5,7 +5,6 @@ Letters: K tasks, T a temperature.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -14,7 +13,7 @@ from taskloom.deep._fit import UpdateFactory
 from taskloom.deep._recipes import JointRecipe
 from taskloom.deep._scalarized_step import ScalarizedStep
 from taskloom.deep._torchjd import from_torchjd
-from taskloom.tasks import OptionError, is_number, is_whole, register_recipe
+from taskloom.tasks import check_positive, check_whole, register_recipe
 
 
 @dataclass(frozen=True)
@@ -110,10 +109,8 @@ class DWARecipe(ScalarizedRecipe):
     scalarizer: ClassVar[str] = "DWA"
 
     def __post_init__(self) -> None:
-        if not (is_number(self.temperature) and math.isfinite(self.temperature) and self.temperature > 0):
-            raise OptionError(f"`temperature`={self.temperature!r}: give a positive number")
-        if not is_whole(self.window, 1):
-            raise OptionError(f"`window`={self.window!r}: give a whole number of at least 1")
+        check_positive("temperature", self.temperature)
+        check_whole("window", self.window)
         super().__post_init__()
 
     def _make(self, n_tasks: int) -> Any:  # noqa: ARG002

@@ -48,7 +48,7 @@ class StackedNets(nn.Module):
         for i, name in enumerate(self.buffer_names):
             self.register_buffer(f"buffer{i}", torch.cat([buffers[name] for _, buffers in states]))
         self.chosen: Tensor | None = None
-        # Held in a list so that it is no submodule: it has no weights of its own to move, train or save.
+        # Held in a list so that it is no submodule: its weights keep their ties, and are neither trained nor saved.
         self._template = [copy.deepcopy(nets[0])]
         self._runs_batched: bool | None = None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from taskloom.tasks import DataError
+from taskloom.tasks import DataError, are_flags
 
 # (G, K), or (K,) of one group.
 Members = NDArray[np.bool_]
@@ -28,6 +28,6 @@ def check_members(name: str, given: ArrayLike, n_tasks: int | None = None) -> Me
     members = np.asarray(given)
     if members.ndim != 2 or not members.size or members.shape[1] != (n_tasks or members.shape[1]):
         raise DataError(f"`{name}` has shape {members.shape}; need (G, {n_tasks or 'K'}), true where a task is in a group")
-    if members.dtype.kind not in "biuf" or not ((members == 0) | (members == 1)).all():
+    if not are_flags(members):
         raise DataError(f"`{name}` holds other values than true and false (or 1 and 0); need one for each group and task")
     return members.astype(bool)

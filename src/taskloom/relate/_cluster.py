@@ -20,8 +20,7 @@ from sklearn.mixture import GaussianMixture
 from taskloom.relate._affinity import Affinity, as_affinity
 from taskloom.relate._arrays import Members
 from taskloom.relate._groups import Groups
-from taskloom.relate._options import check_whole
-from taskloom.tasks import Array, DataError, OptionError, Rows, is_number, is_whole, unknown
+from taskloom.tasks import Array, DataError, OptionError, Rows, check_whole, is_number, is_whole, unknown
 
 METHODS = ("spectral", "gmm", "louvain", "affinity_propagation")
 # Tried when the number of groups is not given.

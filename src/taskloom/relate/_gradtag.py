@@ -21,10 +21,10 @@ from torch import Tensor
 
 from taskloom.relate._affinity import Affinity, Cost
 from taskloom.relate._joint_run import trained
-from taskloom.relate._options import MeasureOptions, Model, check_positive, check_whole
+from taskloom.relate._options import MeasureOptions, Model
 from taskloom.relate._readings import View, batch_of, joint_view
 from taskloom.relate._rows import check_data, choose_own_rows, choose_rows, correlation_of_pairs, parts_of, task_names
-from taskloom.tasks import Array, DataError, OptionError, Rows, Task, TaskData, is_whole
+from taskloom.tasks import Array, DataError, OptionError, Rows, Task, TaskData, check_positive, check_whole, is_whole
 
 _STEPS = 30
 

@@ -23,11 +23,11 @@ from torch.func import functional_call
 
 from taskloom.deep import SumStep, UpdateStep, fit, is_shared, task_gradients
 from taskloom.relate._affinity import Affinity, Cost
-from taskloom.relate._options import MeasureOptions, Model, check_whole
+from taskloom.relate._options import MeasureOptions, Model
 from taskloom.relate._put_back import put_back
 from taskloom.relate._readings import new_net
 from taskloom.relate._rows import HalvedMean, check_data
-from taskloom.tasks import Array, FitError, OptionError, TaskData
+from taskloom.tasks import Array, FitError, OptionError, TaskData, check_whole
 
 Closure = Callable[[], Tensor]
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from taskloom.relate._affinity import Affinity
 from taskloom.relate._joint_run import Closure, GradientWatch, watched
-from taskloom.relate._options import MeasureOptions, Model, check_positive
-from taskloom.tasks import TaskData
+from taskloom.relate._options import MeasureOptions, Model
+from taskloom.tasks import TaskData, check_positive
 
 
 class LookaheadWatch(GradientWatch):

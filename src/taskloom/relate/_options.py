@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
 from taskloom.deep import FitOptions
-from taskloom.tasks import OptionError, Task, is_number, is_whole
+from taskloom.tasks import OptionError, Task, check_positive, check_whole, is_number
 
 # A net that stands as it is, or a maker of nets: maps the shape of a row and tasks to one.
 Model = nn.Module | Callable[[tuple[int, ...], Sequence[Task]], nn.Module]
-
-
-def check_whole(name: str, value: Any, least: int = 1) -> None:
-    """Refuse what is no whole number of at least so much.
-
-    Raises:
-        OptionError: names it.
-    """
-    if not is_whole(value, least):
-        raise OptionError(f"`{name}`={value!r}: give a whole number of at least {least}")
 
 
 def check_grow(grow: float | None) -> None:
@@ -34,16 +22,6 @@ def check_grow(grow: float | None) -> None:
     """
     if grow is not None and not (is_number(grow) and 0 < grow <= 1):
         raise OptionError(f"`grow`={grow!r}: give a correlation above 0 and at most 1, or None")
-
-
-def check_positive(name: str, value: Any, otherwise: str = "") -> None:
-    """Refuse what is no positive finite number.
-
-    Raises:
-        OptionError: names it.
-    """
-    if not is_number(value) or not 0 < value < math.inf:
-        raise OptionError(f"`{name}`={value!r}: give a positive number{otherwise}")
 
 
 class AffinityWarning(UserWarning):

@@ -18,7 +18,7 @@ from taskloom.relate._affinity import Affinity
 from taskloom.relate._cluster import cluster
 from taskloom.relate._groups import Groups
 from taskloom.relate._measures import SELECT, check_grouping, check_measure, grouping_for, measure, unfit
-from taskloom.relate._options import MeasureOptions, check_whole
+from taskloom.relate._options import MeasureOptions
 from taskloom.relate._select import select
 from taskloom.tasks import (
     Array,
@@ -30,6 +30,7 @@ from taskloom.tasks import (
     Recipe,
     RecipeFit,
     TaskData,
+    check_whole,
     is_number,
     register_recipe,
 )

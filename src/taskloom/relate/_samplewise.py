@@ -27,7 +27,7 @@ from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from taskloom.relate._affinity import Affinity, Cost
-from taskloom.relate._options import AffinityWarning, MeasureOptions, Model, check_grow, check_whole
+from taskloom.relate._options import AffinityWarning, MeasureOptions, Model, check_grow
 from taskloom.relate._probe import Probe, cosines, l1_distances
 from taskloom.relate._readings import View, batch_of, common_view, loss_gradients
 from taskloom.relate._rows import (
@@ -41,7 +41,7 @@ from taskloom.relate._rows import (
     ratio,
     task_names,
 )
-from taskloom.tasks import Array, OptionError, Rows, TaskData
+from taskloom.tasks import Array, OptionError, Rows, TaskData, check_whole
 
 _READING = "our reading of the paper, of which the formula is known from summaries alone"
 

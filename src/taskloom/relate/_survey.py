@@ -23,9 +23,9 @@ from taskloom.relate._affinity import Affinity, Cost
 from taskloom.relate._cluster import cluster
 from taskloom.relate._groups import Groups
 from taskloom.relate._measures import AUTO, SELECT, WITHOUT_NET, check_grouping, check_measure, grouping_for, measure
-from taskloom.relate._options import MeasureOptions, check_whole
+from taskloom.relate._options import MeasureOptions
 from taskloom.relate._select import select
-from taskloom.tasks import FeatureEncoder, OptionError, TargetScaler, TaskData
+from taskloom.tasks import FeatureEncoder, OptionError, TargetScaler, TaskData, check_whole
 
 # Seconds of `select` where it is not exact at once; it is called twice.
 _TIME_LIMIT = 30.0

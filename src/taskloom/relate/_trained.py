@@ -16,10 +16,10 @@ from taskloom.deep import GroupFitOptions
 from taskloom.relate._affinity import Affinity
 from taskloom.relate._arrays import Members
 from taskloom.relate._group_training import GroupScores, train_groups
-from taskloom.relate._options import MeasureOptions, Model, check_whole
+from taskloom.relate._options import MeasureOptions, Model
 from taskloom.relate._rows import check_data, correlation_of_pairs
 from taskloom.relate._surrogate import fit_surrogate
-from taskloom.tasks import Array, TaskData, split_rows
+from taskloom.tasks import Array, TaskData, check_whole, split_rows
 
 # Of the rows that a measure is given, for training and for judging.
 _SHARES = (0.75, 0.25, 0.0)

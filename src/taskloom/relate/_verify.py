@@ -15,13 +15,13 @@ from taskloom.relate._affinity import Affinity, as_affinity
 from taskloom.relate._arrays import Members
 from taskloom.relate._group_training import GroupScores, as_members, train_groups
 from taskloom.relate._groups import Groups
-from taskloom.relate._options import Model, check_positive, check_whole
+from taskloom.relate._options import Model
 from taskloom.relate._pool import candidate_pool
 from taskloom.relate._rows import task_names
 from taskloom.relate._select import CostOf, check_question, costs_of, select
 from taskloom.relate._surrogate import fit_surrogate
 from taskloom.relate._values import GroupGains, all_groups, mean_gains, pair_gains
-from taskloom.tasks import Array, DataError, OptionError, TaskData
+from taskloom.tasks import Array, DataError, OptionError, TaskData, check_positive, check_whole
 
 # Maps groups (G, K) to their gains (G, K); those outside of a group play no part.
 Measurement = Callable[[Members], Array]

@@ -57,7 +57,7 @@ class Reception:
 
     def has_ended(self, name: str) -> bool:
         """Whether nothing more is to come from a site."""
-        return name in self.session.failed or self.session.coordinator.sites[name].intercepts is not None
+        return self.session.has_ended(name)
 
     def check(self) -> None:
         """Find out whether the run stands still.

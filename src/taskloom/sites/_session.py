@@ -140,12 +140,16 @@ class Session:
     @property
     def everyone_parted(self) -> bool:
         """Whether all sites have sent their intercepts."""
-        return all(site.intercepts is not None or name in self.failed for name, site in self.coordinator.sites.items())
+        return all(self.has_ended(name) for name in self.coordinator.sites)
+
+    def has_ended(self, name: str) -> bool:
+        """Whether nothing more is to come from a site: it has parted, or failed."""
+        return name in self.failed or self.coordinator.sites[name].intercepts is not None
 
     @property
     def notes(self) -> list[str]:
         """What went wrong at each site that did not part."""
-        silent = [name for name, site in self.coordinator.sites.items() if site.intercepts is None and name not in self.failed]
+        silent = [name for name in self.coordinator.sites if not self.has_ended(name)]
         failed = [f"site {name}: {reason}" for name, reason in self.failed.items()]
         return failed + [f"site {name}: gone at the end, with the intercepts of its tasks" for name in silent]
 

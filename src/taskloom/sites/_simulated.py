@@ -108,11 +108,8 @@ class SimulatedTransport:
             self._at(self.now + trip + self.faults.patience, lambda: self._alarm(name, life, message))
 
     def _alarm(self, name: str, life: Site, message: Update) -> None:
-        if self.sites[name] is life and life.pending is message and not self._has_ended(name):
+        if self.sites[name] is life and life.pending is message and not self.session.has_ended(name):
             self._send_up(name)
-
-    def _has_ended(self, name: str) -> bool:
-        return name in self.session.failed or self.session.coordinator.sites[name].intercepts is not None
 
     def _deliver(self, trip: float, arrival: Callable[[], None]) -> None:
         faults, rng = self.faults, self.rng

@@ -30,7 +30,7 @@ from taskloom.tasks._errors import (
 from taskloom.tasks._features import Features
 from taskloom.tasks._metrics import Metric, get_metric, metric_names
 from taskloom.tasks._model_files import read_model_files, write_model_files
-from taskloom.tasks._numbers import is_number, is_whole
+from taskloom.tasks._numbers import are_flags, check_positive, check_whole, is_number, is_whole
 from taskloom.tasks._recipe import (
     Curve,
     Family,
@@ -72,9 +72,12 @@ __all__ = [
     "TaskData",
     "TaskloomError",
     "UnknownNameError",
+    "are_flags",
     "canonical",
     "check_finite",
     "check_folder",
+    "check_positive",
+    "check_whole",
     "get_metric",
     "get_predictor",
     "get_recipe",
