@@ -258,8 +258,8 @@ def test_what_was_worked_out_at_another_step_is_converted(method, local):
     hand = Hand(method, Trace(0.1))
     hand.rounds(4)
     coordinator, site, far = hand.coordinator, hand.coordinator.sites["s3"], hand.sites["s3"]
-    old, eta, before = far.pending, coordinator._terms["s3"].eta, coordinator._from[:, 3].copy()
-    p, step = coordinator._told[:, 3].copy(), coordinator.step
+    old, terms, step = far.pending, coordinator._terms["s3"], coordinator.step
+    eta, before, p = terms.eta, terms.before[:, 0], terms.told[:, 0]
     coordinator._set_step(3 * step)
     v, updates = coordinator.V[:, 3].copy(), site.updates
     coordinator.receive(old, 99.0)

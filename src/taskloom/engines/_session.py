@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class Progress:
 
     def __str__(self) -> str:
         odd = [f"{name} {state}" for name, state in self.states.items() if state not in ("there", "done")]
-        residual = f", residual {self.residual:.1e}" if np.isfinite(self.residual) else ""
+        residual = f", residual {self.residual:.1e}" if math.isfinite(self.residual) else ""
         return f"{self.seconds:.1f} s, {self.updates} updates{residual}" + (f"; {'; '.join(odd)}" if odd else "")
 
 
@@ -162,7 +163,7 @@ class JobSession(Session):
         site = self.coordinator.sites[name]
         if site.intercepts is not None:
             return 0.0
-        return self.now - max(0.0 if np.isnan(site.seen_at) else site.seen_at, self._over_at or 0.0)
+        return self.now - max(0.0 if math.isnan(site.seen_at) else site.seen_at, self._over_at or 0.0)
 
     def _state(self, name: str) -> str:
         site = self.coordinator.sites[name]
@@ -170,7 +171,7 @@ class JobSession(Session):
             return f"lost: {self.failed[name]}"
         if site.intercepts is not None:
             return "done"
-        if np.isnan(site.seen_at):
+        if math.isnan(site.seen_at):
             return "not yet there"
         return "silent" if self._silence(name) > self.job.patience else "there"
 

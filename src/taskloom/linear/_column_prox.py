@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -41,22 +42,29 @@ class ColumnProx(ABC):
         self.penalty, self.step = penalty, step
         self.V = np.array(V, dtype=np.float64, order="F")
         self._changes = 0
-        self._sizes = np.abs(self.V).max(axis=0, initial=0.0)
         self._norms = np.linalg.norm(self.V, axis=0)
-        self._peak = self._sizes.max(initial=0.0)
+        # What the column that is being set moves by; kept, since to ask for memory anew takes longer than to write to it.
+        self._move = np.empty(len(self.V))
+        self._peak = self._norms.max(initial=0.0)
 
-    def set(self, t: int, column: Array) -> None:
-        """Put `column` (d,) in the place of column t of V."""
-        self._changed(t, self.V[:, t].copy(), column)
+    def set(self, t: int, column: Array) -> float:
+        """Put `column` (d,) in the place of column t of V.
+
+        Returns:
+            How far the column has moved: |new - old|.
+        """
+        move = np.subtract(column, self.V[:, t], out=self._move)
+        distance = math.sqrt(np.vdot(move, move))
+        self._changed(t, self.V[:, t], column)
         self.V[:, t] = column
         self._changes += 1
-        self._sizes[t] = np.abs(column).max(initial=0.0)
-        self._norms[t] = np.linalg.norm(column)
-        size = self._sizes.max()
+        self._norms[t] = math.sqrt(np.vdot(column, column))
+        size = self._norms.max()
         self._peak = max(self._peak, size)
         if self._changes >= REFRESH * self.V.shape[1] or size < FALLEN * self._peak:
             self._changes, self._peak = 0, size
             self._refresh()
+        return distance
 
     @property
     def norm(self) -> float:
@@ -67,12 +75,18 @@ class ColumnProx(ABC):
     def column(self, t: int) -> Array:
         """(d,) column t of prox(V)."""
 
+    def columns(self, tasks: Sequence[int]) -> Array:
+        """(d, m) columns of prox(V)."""
+        if len(tasks) == 1:
+            return self.column(tasks[0])[:, None]
+        return np.stack([self.column(t) for t in tasks], axis=1)
+
     def matrix(self) -> Array:
         """(d, K) prox(V)."""
         return self.penalty.prox(self.V, self.step)
 
     def _changed(self, t: int, old: Array, new: Array) -> None:  # noqa: ARG002
-        """Take note that column t is about to change."""
+        """Take note that column t is about to change; `old` is where it lies in V."""
         return
 
     def _refresh(self) -> None:
@@ -140,7 +154,7 @@ class _Rows(ColumnProx):
 
 
 class _Mean(ColumnProx):
-    """Pull to the mean by a running mean, O(d)."""
+    """Pull to the mean by a running sum, O(d)."""
 
     penalty: MeanRegularized
 
@@ -149,13 +163,16 @@ class _Mean(ColumnProx):
         self._refresh()
 
     def _refresh(self) -> None:
-        self._mean = self.V.mean(axis=1)
+        self._sum = self.V.sum(axis=1)
 
     def _changed(self, t: int, old: Array, new: Array) -> None:  # noqa: ARG002
-        self._mean = self._mean + (new - old) / self.V.shape[1]
+        self._sum += self._move
 
     def column(self, t: int) -> Array:
-        return self._mean + (self.V[:, t] - self._mean) / (1 + 2 * self.step * self.penalty.strength)
+        own = 1 / (1 + 2 * self.step * self.penalty.strength)
+        column = self._sum * ((1 - own) / self.V.shape[1])
+        column += np.multiply(self.V[:, t], own, out=self._move)
+        return column
 
 
 class _Coupled(ColumnProx):
@@ -194,7 +211,7 @@ class _Spectral(ColumnProx):
         self._pending, self._parts = {}, None
 
     def _changed(self, t: int, old: Array, new: Array) -> None:  # noqa: ARG002
-        self._pending.setdefault(t, old)
+        self._pending.setdefault(t, old.copy())
         self._parts = None
 
     def _settle(self) -> None:
@@ -276,6 +293,7 @@ def column_prox(penalty: Penalty, step: float, V: Array) -> ColumnProx:
     Examples:
         >>> prox = column_prox(Trace(1.0), 1.0, np.diag([3.0, 0.5]))
         >>> prox.set(1, np.array([0.0, 2.0]))
+        1.5
         >>> prox.column(1).round(6)
         array([0., 1.])
     """

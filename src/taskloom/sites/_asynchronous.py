@@ -31,11 +31,15 @@ class Terms:
         epoch: of the step.
         step: gamma.
         eta: relaxation.
+        told: (d, m) columns of the model in the answer.
+        before: (d, m) its columns of V.
     """
 
     epoch: int
     step: float
     eta: float
+    told: Array
+    before: Array
 
 
 class AsynchronousCoordinator(Coordinator):
@@ -72,10 +76,8 @@ class AsynchronousCoordinator(Coordinator):
         self.guard = Safeguard(self.limit)
         self.balance = StepBalance(n_features, self.n_tasks)
         self.most_stale = 0
-        # What each site was told last, and the columns it had: what it found can be worked out from that.
-        self._told = np.zeros((n_features, self.n_tasks))
-        self._from = np.zeros((n_features, self.n_tasks))
-        self._terms = {name: Terms(0, 1.0, 1.0) for name in self.sites}
+        # Of the last answers: what a site found can be worked out from them.
+        self._terms: dict[str, Terms] = {}
         self._round_starts = 0
 
     @property
@@ -109,52 +111,56 @@ class AsynchronousCoordinator(Coordinator):
         self.epoch += 1
 
     def _take(self, message: Update, site: SiteRecord, now: float) -> None:
-        terms = self._terms[message.site]
+        terms = self._terms.get(message.site)
         # An answer that came twice, or was lost and given anew: which of them the site went on from, it alone knows.
-        is_known = message.version == site.answered and message.epoch == terms.epoch
-        if message.columns is None or (message.epoch != self.epoch and not is_known):
+        if terms is not None and (message.version != site.answered or message.epoch != terms.epoch):
+            terms = None
+        if message.columns is None or (message.epoch != self.epoch and terms is None):
             return
-        v, new = self.prox.V[:, site.tasks], message.columns
-        if self._is_balanced and is_known:
-            self.balance.see(site.tasks, *self._found(site, new, terms))
-        if message.epoch != self.epoch:
-            new = self._converted(site, new, terms)
-        residual = float(np.linalg.norm(new - v)) / terms.eta if is_known else site.residual
-        for t, column in zip(site.tasks, new.T, strict=True):
-            self.prox.set(t, column)
-        self._count(message, residual, now)
+        new = message.columns
+        if terms is not None and self._is_balanced:
+            self.balance.see(site.tasks, *self._found(new, terms))
+        if terms is not None and message.epoch != self.epoch:
+            new = self._converted(self.prox.V[:, site.block], new, terms)
+        moved = math.hypot(*[self.prox.set(t, column) for t, column in zip(site.tasks, new.T, strict=True)])
+        self._count(message, site.residual if terms is None else moved / terms.eta, now)
         self.most_stale = max(self.most_stale, site.staleness)
-        if self.version - self._round_starts >= len(self.sites):
-            self._end_round()
-        self._check_over([message.site], message.version)
+        residual = self.residual
+        if self.version - self._round_starts >= len(self.sites) and self._end_round(residual):
+            # A step that has changed has changed V.
+            residual = self.residual
+        self._check_over([message.site], message.version, residual)
 
-    def _found(self, site: SiteRecord, new: Array, terms: Terms) -> tuple[Array, Array]:
+    def _found(self, new: Array, terms: Terms) -> tuple[Array, Array]:
         """The point (d, m) at which a site took gradients, and the gradients."""
-        told, before = self._told[:, site.tasks], self._from[:, site.tasks]
         if self.method.local == "gradient":
-            return told, gradient_point(before, told, new, terms.step, terms.eta)
-        return proximal_point(before, told, new, terms.step, terms.eta)
+            return terms.told, gradient_point(terms.before, terms.told, new, terms.step, terms.eta)
+        return proximal_point(terms.before, terms.told, new, terms.step, terms.eta)
 
-    def _converted(self, site: SiteRecord, new: Array, terms: Terms) -> Array:
+    def _converted(self, v: Array, new: Array, terms: Terms) -> Array:
         """The columns (d, m) that what a site found at another step leads to at this one.
 
         With a proximal step it found z and a gradient g with z + gamma g = 2 p - v: at the step of now that is what it would
         have found from p = (z + gamma g + v) / 2, and so it is a step from a model that is a little off, like any old one.
         """
-        v, (point, g) = self.prox.V[:, site.tasks], self._found(site, new, terms)
+        point, g = self._found(new, terms)
         if self.method.local == "gradient":
             return v + terms.eta * (point - self.step * g - v)
         return v + terms.eta * (point - (point + self.step * g + v) / 2)
 
-    def _end_round(self) -> None:
+    def _end_round(self, residual: float) -> bool:
+        """Look at the lengths of steps; whether that of the proximal map has changed."""
         self._round_starts = self.version
-        residual = self.residual
         if math.isfinite(residual):
             self.guard.look(residual)
+        if not self._is_balanced:
+            return False
         rounds = float(statistics.median(site.updates for site in self.sites.values()))
-        step = self.balance.look(rounds, self.step) if self._is_balanced else None
-        if step is not None:
-            self._set_step(step)
+        step = self.balance.look(rounds, self.step)
+        if step is None:
+            return False
+        self._set_step(step)
+        return True
 
     @property
     def _is_balanced(self) -> bool:
@@ -171,20 +177,21 @@ class AsynchronousCoordinator(Coordinator):
 
     def _answer(self, name: str, waiting: Waiting, now: float) -> Answer:
         site = self.sites[name]
-        columns = np.stack([self.prox.column(t) for t in site.tasks], axis=1)
-        restart = None if waiting.epoch == self.epoch else self.prox.V[:, site.tasks].copy()
+        columns, v = self.prox.columns(site.tasks), self.prox.V[:, site.block].copy()
         site.answered, site.asked_at = self.version, now
-        self._told[:, site.tasks], self._from[:, site.tasks] = columns, self.prox.V[:, site.tasks]
-        self._terms[name] = Terms(self.epoch, self.step, self._relaxation(site))
-        numbers = (site.sequence, self.epoch, self.version, columns, self.step, self._terms[name].eta)
-        return Answer(name, *numbers, restart, self.is_over, waiting.refusal)
+        terms = self._terms[name] = Terms(self.epoch, self.step, self._relaxation(site), columns, v)
+        numbers = (site.sequence, self.epoch, self.version, columns, self.step, terms.eta)
+        return Answer(name, *numbers, None if waiting.epoch == self.epoch else v, self.is_over, waiting.refusal)
 
     def _size(self) -> float:
         return self.prox.norm
 
     def state_dict(self) -> dict[str, Any]:
         balance = self.balance.state_dict()
-        arrays = {"V": self.prox.V, "curvature": self.curvature, "told": self._told, "from": self._from} | balance.pop("arrays")
+        told, before = np.zeros_like(self.prox.V), np.zeros_like(self.prox.V)
+        for name, terms in self._terms.items():
+            told[:, self.sites[name].block], before[:, self.sites[name].block] = terms.told, terms.before
+        arrays = {"V": self.prox.V, "curvature": self.curvature, "told": told, "from": before} | balance.pop("arrays")
         numbers = {"step": self.step, "most_stale": self.most_stale, "round_starts": self._round_starts}
         numbers["terms"] = {name: [terms.epoch, terms.step, terms.eta] for name, terms in self._terms.items()}
         return super().state_dict() | numbers | {"guard": self.guard.state_dict(), "balance": balance, "arrays": arrays}
@@ -193,8 +200,11 @@ class AsynchronousCoordinator(Coordinator):
         super().load_state_dict(state)
         self.step, self.most_stale = float(state["step"]), int(state["most_stale"])
         self._round_starts = int(state["round_starts"])
-        self._terms = {name: Terms(int(epoch), step, eta) for name, (epoch, step, eta) in state["terms"].items()}
-        self._told, self._from = np.array(state["arrays"]["told"]), np.array(state["arrays"]["from"])
+        told, before = np.array(state["arrays"]["told"]), np.array(state["arrays"]["from"])
+        self._terms = {
+            name: Terms(int(epoch), step, eta, told[:, self.sites[name].block], before[:, self.sites[name].block])
+            for name, (epoch, step, eta) in state["terms"].items()
+        }
         self.balance.load_state_dict(state["balance"] | {"arrays": state["arrays"]})
         self.guard.load_state_dict(state["guard"])
         self.curvature = np.array(state["arrays"]["curvature"])

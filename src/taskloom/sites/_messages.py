@@ -5,11 +5,11 @@ Letters: d features, m tasks of one site, v (d, m) their columns of the auxiliar
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
 
 from taskloom.tasks import Array, DataError
@@ -69,18 +69,40 @@ class Answer:
 
 Message = Update | Answer
 
-_PLAIN: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("site", "refusal"), (str,)),
-    **dict.fromkeys(("sequence", "epoch", "version"), (int,)),
-    **dict.fromkeys(("step", "relaxation"), (int, float)),
-    "stop": (bool,),
-}
-# Bytes of the line before the numbers; counts in it fit into 64 bits.
+# Bytes of the line before the numbers.
 MOST_HEAD = 65_536
-MOST_COUNT = 2**63 - 1
+_DOUBLE = np.dtype("<f8")
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
-_ARRAYS = ("columns", "curvature", "intercepts", "restart")
-_NAMES: dict[type, tuple[str, ...]] = {kind: tuple(field.name for field in fields(kind)) for kind in (Update, Answer)}
+
+class _UpdateHead(msgspec.Struct, tag_field="kind", tag="Update", forbid_unknown_fields=True):
+    """The line before the numbers of an update."""
+
+    site: str
+    sequence: _Count
+    epoch: _Count
+    version: _Count
+    shapes: dict[Literal["columns", "curvature", "intercepts"], list[_Count]]
+
+
+class _AnswerHead(msgspec.Struct, tag_field="kind", tag="Answer", forbid_unknown_fields=True):
+    """The line before the numbers of an answer."""
+
+    site: str
+    sequence: _Count
+    epoch: _Count
+    version: _Count
+    step: float
+    relaxation: float
+    stop: bool
+    refusal: str
+    shapes: dict[Literal["columns", "restart"], list[_Count]]
+
+
+_write_head = msgspec.json.Encoder().encode
+_read_head = msgspec.json.Decoder(_UpdateHead | _AnswerHead).decode
+# Spaces after which the numbers begin at a multiple of eight bytes, where they can be used as they lie.
+_ENDS = [b" " * count + b"\n" for count in (7, 6, 5, 4, 3, 2, 1, 0)]
 
 
 def encode(message: Message) -> bytes:
@@ -92,27 +114,29 @@ def encode(message: Message) -> bytes:
         >>> decode(encode(Update("ward", 1, columns=np.ones((2, 1))))).columns.shape
         (2, 1)
     """
-    arrays, plain = {}, {}
-    for name in _NAMES[type(message)]:
-        value = getattr(message, name)
-        if isinstance(value, np.ndarray):
-            arrays[name] = np.ascontiguousarray(value, dtype="<f8")
-        elif value is not None:
-            plain[name] = value
-    head = {"kind": type(message).__name__, "plain": plain, "shapes": {name: value.shape for name, value in arrays.items()}}
+    is_update = isinstance(message, Update)
+    names = ("columns", "curvature", "intercepts") if is_update else ("columns", "restart")
+    values = {name: getattr(message, name) for name in names}
+    arrays: dict[str, Any] = {name: np.ascontiguousarray(value, _DOUBLE) for name, value in values.items() if value is not None}
+    shapes: Any = {name: value.shape for name, value in arrays.items()}
+    common = message.site, message.sequence, message.epoch, message.version
+    if is_update:
+        line = _write_head(_UpdateHead(*common, shapes))
+    else:
+        line = _write_head(_AnswerHead(*common, message.step, message.relaxation, message.stop, message.refusal, shapes))
     # Joined as they are: a copy of a long column takes as long as the rest.
-    return b"".join([json.dumps(head).encode(), b"\n", *arrays.values()])
+    return b"".join([line, _ENDS[len(line) % 8], *arrays.values()])
 
 
 def decode(raw: bytes) -> Message:
-    """The message of `encode`.
+    """The message of `encode`. Its arrays lie in `raw`, and cannot be written to.
 
     Raises:
         DataError: the bytes are none.
     """
     try:
         return _read(raw)
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError) as error:
         said = one_line(str(error), 200)
         raise DataError(f"`raw` is no message of taskloom ({said}); both ends must run the same version") from error
 
@@ -134,18 +158,15 @@ def one_line(text: str, most: int = 300) -> str:
 
 def _read(raw: bytes) -> Message:
     at = raw.index(b"\n", 0, MOST_HEAD) + 1
-    head = json.loads(raw[:at])
-    values: dict[str, Any] = dict(head["plain"])
-    for name, value in values.items():
-        kinds = _PLAIN[name]
-        if type(value) not in kinds or (kinds == (int,) and not 0 <= value <= MOST_COUNT):
-            raise TypeError(f"{name}={value!r}")
-    for name, shape in head["shapes"].items():
-        if name not in _ARRAYS or any(type(size) is not int or size < 0 for size in shape):
-            raise ValueError(f"{name} of shape {shape}")
+    head, arrays = _read_head(raw[:at]), {}
+    for name, shape in head.shapes.items():
         size = prod(shape)
-        values[name] = np.frombuffer(raw, dtype="<f8", count=size, offset=at).reshape(shape).astype(np.float64)
+        arrays[name] = np.frombuffer(raw, _DOUBLE, size, at).reshape(shape)
         at += 8 * size
     if at != len(raw):
         raise ValueError(f"{len(raw) - at} bytes are left over: it was cut or joined on its way")
-    return {"Update": Update, "Answer": Answer}[head["kind"]](**values)
+    common = head.site, head.sequence, head.epoch
+    if isinstance(head, _UpdateHead):
+        return Update(*common, version=head.version, **arrays)
+    plain = {"step": head.step, "relaxation": head.relaxation, "stop": head.stop, "refusal": head.refusal}
+    return Answer(*common, head.version, **plain, **arrays)

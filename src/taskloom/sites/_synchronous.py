@@ -88,7 +88,7 @@ class SynchronousCoordinator(Coordinator):
         self.W = new
         self.arrived.clear()
         self.epoch += 1
-        self._check_over(self.sites, self.version)
+        self._check_over(self.sites, self.version, self.residual)
 
     def _due(self, waiting: list[str]) -> list[str]:
         """Nobody before all have joined; then those that have not yet reported in this round."""
