@@ -193,6 +193,33 @@ def test_help_and_version_answer_without_the_heavy_libraries():
         assert done.stdout.strip().endswith("False False")
 
 
+def test_a_wrong_table_or_model_is_refused_before_the_heavy_libraries_are_imported(table, tmp_path):
+    code = (
+        "import sys; from typer.testing import CliRunner; from taskloom.cli._app import app\n"
+        "done = CliRunner().invoke(app, sys.argv[1:])\n"
+        "print(done.exit_code, *sorted({'torch', 'sklearn', 'scipy', 'taskloom.study'} & set(sys.modules)), done.stderr)"
+    )
+    model = tmp_path / "model"
+    assert run("fit", *question(table), "--recipe", "ridge", "--save", model).exit_code == 0
+    missing = [tmp_path / "missing.csv", *question(table)[1:]]
+    misspelt = [table, "--target", "progresion", "--by", "age group"]
+    for arguments, message in [
+        (["study", *missing], "no such file"),
+        (["study", *missing, "--cluster", "auto"], "no such file"),
+        (["study", *misspelt], "did you mean `progression`?"),
+        (["fit", *missing, "--save", tmp_path / "m"], "no such file"),
+        (["fit", *misspelt, "--save", tmp_path / "m"], "did you mean `progression`?"),
+        (["relate", *missing], "no such file"),
+        (["relate", *misspelt], "did you mean `progression`?"),
+        (["predict", tmp_path / "nowhere", table], "no model in"),
+        (["predict", model, tmp_path / "missing.csv"], "no such file"),
+    ]:
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+        assert done.stdout.startswith("2 error: "), done.stdout
+        assert message in done.stdout
+
+
 def test_python_dash_m_is_the_command():
     done = subprocess.run([sys.executable, "-m", "taskloom", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("taskloom ")

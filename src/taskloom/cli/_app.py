@@ -26,7 +26,8 @@ from taskloom.cli._show import (
 if TYPE_CHECKING:
     from taskloom.study import Study
 
-# Commands import what they need when they run: `--help` and a mistyped option answer at once.
+# Commands import what they need when they run, and torch after the table is read: `--help`, a mistyped option and a wrong table
+# answer at once.
 app = typer.Typer(
     help="Learn many related prediction tasks together, and see whether any got worse.",
     no_args_is_help=True,
@@ -98,13 +99,13 @@ def study_command(
     no_cache: opt.NoCache = False,
 ) -> None:
     """Compare recipes on a table, task by task, with single-task baselines."""
-    with user_errors(), stopped_with(_kept(no_cache)), opt.cluster_of(cluster):
+    with user_errors(), stopped_with(_kept(no_cache)):
+        names = opt.named("--recipes", recipes)
+        data = opt.read_tasks(file, target, by, targets, opt.table_options(kind, metric, drop, skip_tasks, impute))
         from taskloom.study import StudyOptions, study
 
-        names = opt.named("--recipes", recipes)
         options = StudyOptions(budget=budget, controls=controls, cache=not no_cache)
-        data = opt.read_tasks(file, target, by, targets, opt.table_options(kind, metric, drop, skip_tasks, impute))
-        with output_folder(out):
+        with opt.cluster_of(cluster), output_folder(out):
             # As many fits as the cluster has cores, unless a number is asked for.
             jobs = None if cluster is not None and n_jobs == 1 else n_jobs
             result = study(data, names, seeds=seeds, n_jobs=jobs, options=options)
@@ -135,9 +136,9 @@ def fit(
 ) -> None:
     """Fit one recipe to a table and save the model."""
     with user_errors(), stopped_with("no model was saved"):
+        data = opt.read_tasks(file, target, by, targets, opt.table_options(kind, metric, drop, skip_tasks, impute))
         from taskloom.study import fit_model
 
-        data = opt.read_tasks(file, target, by, targets, opt.table_options(kind, metric, drop, skip_tasks, impute))
         with output_folder(save):
             model = fit_model(data, recipe, seed=seed, budget=budget)
             model.save(save)
@@ -158,6 +159,11 @@ def predict(
 ) -> None:
     """Predict the rows of a table with a saved model."""
     with user_errors():
+        from taskloom.tasks import check_file, read_model_files
+
+        # Read twice: here so that a wrong folder is refused before torch is imported.
+        read_model_files(model)
+        check_file(file)
         from taskloom.study import load_model
 
         columns = load_model(model).predict(file)

@@ -49,10 +49,10 @@ def relate(
 ) -> None:
     """Measure which tasks of a table are alike, and choose the groups that should learn together."""
     with user_errors(), stopped_with("nothing was written"):
+        data = opt.read_tasks(file, target, by, targets, opt.table_options(kind, metric, drop, skip_tasks, impute))
         from taskloom.relate import MeasureOptions, SurveyOptions, survey, write_survey
 
         options = SurveyOptions(measure, method, groups, overlap, repeats, measuring=MeasureOptions(seed=seed))
-        data = opt.read_tasks(file, target, by, targets, opt.table_options(kind, metric, drop, skip_tasks, impute))
         with output_folder(out):
             with _spinner() as show:
                 found = survey(data, options, show)

@@ -28,6 +28,7 @@ from taskloom.tasks._errors import (
     unknown,
 )
 from taskloom.tasks._features import Features
+from taskloom.tasks._files import check_file
 from taskloom.tasks._metrics import Metric, get_metric, metric_names
 from taskloom.tasks._model_files import read_model_files, write_model_files
 from taskloom.tasks._numbers import are_flags, check_positive, check_whole, is_number, is_whole
@@ -74,6 +75,7 @@ __all__ = [
     "UnknownNameError",
     "are_flags",
     "canonical",
+    "check_file",
     "check_finite",
     "check_folder",
     "check_positive",

@@ -8,7 +8,6 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
-from sklearn import datasets
 
 from taskloom.tasks._data import TaskData
 from taskloom.tasks._errors import unknown
@@ -34,6 +33,8 @@ def load_digits_tasks(shape: str = "pairs", *, metric: str = "") -> TaskData:
         >>> load_digits_tasks()
         TaskData(5 binary tasks, own rows, 1797 rows x 64 features)
     """
+    from sklearn import datasets
+
     digits = datasets.load_digits()
     if shape == "one_vs_rest":
         tasks = tuple(Task(f"is {c}", "binary", ("no", "yes"), metric=metric) for c in range(10))
@@ -62,6 +63,8 @@ def load_diabetes_tasks(shape: str = "outcomes") -> TaskData:
         >>> load_diabetes_tasks("age_groups")
         TaskData(6 regression tasks, own rows, 442 rows x 10 features)
     """
+    from sklearn import datasets
+
     table = datasets.load_diabetes(scaled=False)
     names = tuple(table.feature_names)
     if shape == "age_groups":

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.preprocessing import OneHotEncoder
 
 from taskloom.tasks._arrays import Array
 from taskloom.tasks._data import TaskData
@@ -66,9 +65,8 @@ class FeatureEncoder:
         numeric = (numeric - self.mean) / self.scale
         if not self.categories:
             return numeric
-        columns = [_fold(column, kept) for column, kept in zip(features.categorical.T, self.categories, strict=True)]
-        encoder = OneHotEncoder(categories=[list(kept) for kept in self.categories], sparse_output=False)
-        return np.hstack([numeric, np.asarray(encoder.fit_transform(np.column_stack(columns)))])
+        columns = zip(features.categorical.T, self.categories, strict=True)
+        return np.hstack([numeric, *(_one_hot(_fold(column, kept), kept) for column, kept in columns)])
 
     def encode(self, data: TaskData) -> TaskData:
         """The same data with encoded features."""
@@ -144,6 +142,10 @@ def _frequent(column: NDArray[np.object_]) -> tuple[str, ...]:
     values, counts = np.unique([MISSING if value is None else value for value in column], return_counts=True)
     by_count = sorted(zip(-counts, values, strict=True))[:MAX_CATEGORIES]
     return (*sorted(str(value) for _, value in by_count), OTHER)
+
+
+def _one_hot(column: NDArray[np.object_], kept: tuple[str, ...]) -> Array:
+    return (column[:, None] == np.array(kept, dtype=object)).astype(np.float64)
 
 
 def _fold(column: NDArray[np.object_], kept: tuple[str, ...]) -> NDArray[np.object_]:

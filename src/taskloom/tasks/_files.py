@@ -57,11 +57,20 @@ def _name(source: Any) -> str:
     return f"'{source}'" if isinstance(source, str | os.PathLike) else type(source).__name__
 
 
-def _open_file(path: Path, as_text: Collection[str]) -> Frame:
+def check_file(path: Path) -> None:
+    """Make sure that a table's file is there, before any work is done.
+
+    Raises:
+        DataError: it is not there, or is a folder or a stream.
+    """
     if not path.is_file():
         is_stream = path.exists() or str(path) == "-"
         what = "a stream; only files are read: write it to one" if is_stream else "no such file"
         raise DataError(f"`source`='{path}': {'a folder, not a file' if path.is_dir() else what}")
+
+
+def _open_file(path: Path, as_text: Collection[str]) -> Frame:
+    check_file(path)
     try:
         with path.open("rb") as file:
             head = file.readline() + file.read(1 << 16)

@@ -5,12 +5,13 @@ Letters: n rows, C classes of one task.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn import metrics as sk
 
 from taskloom.tasks._arrays import Array
 from taskloom.tasks._errors import unknown
@@ -49,6 +50,15 @@ class Metric:
         return score - baseline if self.higher_is_better else baseline - score
 
 
+def _of_sklearn(name: str, prepare: Callable[[Array], NDArray[Any]] = np.asarray) -> Callable[[Array, Array], float]:
+    """A metric of scikit-learn, which takes a second to import: only what scores waits for it."""
+
+    def function(labels: Array, predictions: Array) -> float:
+        return getattr(importlib.import_module("sklearn.metrics"), name)(labels, prepare(predictions))
+
+    return function
+
+
 def _hard(predictions: Array) -> NDArray[np.int64]:
     return (predictions > 0.5).astype(np.int64) if predictions.ndim == 1 else predictions.argmax(axis=1)
 
@@ -66,14 +76,14 @@ _CLASSIFIED = ("binary", "multiclass")
 _METRICS = {
     metric.name: metric
     for metric in (
-        Metric("r2", True, ("regression",), sk.r2_score),
-        Metric("explained_variance", True, ("regression",), sk.explained_variance_score),
-        Metric("rmse", False, ("regression",), sk.root_mean_squared_error, unit_free=False),
-        Metric("mae", False, ("regression",), sk.mean_absolute_error, unit_free=False),
-        Metric("auc", True, ("binary",), sk.roc_auc_score),
-        Metric("average_precision", True, ("binary",), sk.average_precision_score),
-        Metric("accuracy", True, _CLASSIFIED, lambda y, p: float(sk.accuracy_score(y, _hard(p)))),
-        Metric("balanced_accuracy", True, _CLASSIFIED, lambda y, p: float(sk.balanced_accuracy_score(y, _hard(p)))),
+        Metric("r2", True, ("regression",), _of_sklearn("r2_score")),
+        Metric("explained_variance", True, ("regression",), _of_sklearn("explained_variance_score")),
+        Metric("rmse", False, ("regression",), _of_sklearn("root_mean_squared_error"), unit_free=False),
+        Metric("mae", False, ("regression",), _of_sklearn("mean_absolute_error"), unit_free=False),
+        Metric("auc", True, ("binary",), _of_sklearn("roc_auc_score")),
+        Metric("average_precision", True, ("binary",), _of_sklearn("average_precision_score")),
+        Metric("accuracy", True, _CLASSIFIED, _of_sklearn("accuracy_score", _hard)),
+        Metric("balanced_accuracy", True, _CLASSIFIED, _of_sklearn("balanced_accuracy_score", _hard)),
         Metric("log_loss", False, _CLASSIFIED, _log_loss),
     )
 }
