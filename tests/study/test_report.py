@@ -3,12 +3,13 @@ import shutil
 import subprocess
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from taskloom.linear import LowRankRecipe
-from taskloom.study import Study, StudyOptions, study
+from taskloom.study import Study, StudyOptions, Verdict, study
 from taskloom.study._charts import curve_chart, gain_chart, relation_chart
-from taskloom.tasks import OutputError, TaskData, load_diabetes_tasks
+from taskloom.tasks import OutputError, Task, TaskData, load_diabetes_tasks
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -58,6 +59,56 @@ def test_charts_show_names_letter_by_letter():
     name = next(iter(result.units[-1].relations))
     for chart in (gains, relation_chart(result, "<b>mine</b>", name), curve_chart(result)):
         assert not re.search(r"(<|\\u003c)b(>|\\u003e)", chart.to_json())
+
+
+def far_from_all_others(gains):
+    """A study of as many tasks as gains, whose verdicts have them."""
+    tasks = tuple(Task(f"t{i}") for i in range(len(gains)))
+    info = {"by": "site", "shape": "own rows", "n_rows": 9, "n_columns": 1, "labels": [], "notes": []}
+    outcome = Study(tasks, info, [], [0, 1, 2], StudyOptions(), [])
+    words = ["hurt" if gain < -1 else "helped" if gain > 1 else "undecided" for gain in gains]
+    ends = [(gain - max(0.02, abs(gain) / 4), gain + max(0.02, abs(gain) / 4)) for gain in gains]
+    return outcome, [
+        Verdict("joint", task.name, 1 + gain, "single", 1.0, gain, low, high, 0.2, 0.4, word)
+        for task, gain, (low, high), word in zip(tasks, gains, ends, words, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("n_tasks", [4, 6, 139])
+def test_one_task_far_from_all_others_is_an_arrow_and_leaves_the_rest_readable(n_tasks):
+    usual = np.random.default_rng(0).uniform(-0.1, 0.1, n_tasks - 1).tolist()
+    figure = gain_chart(*far_from_all_others([*usual, -40.0]))
+    low, high = figure.layout.xaxis.range
+    assert -1 < low < min(usual)
+    assert max(usual) < high < 1
+    (arrow,) = (trace for trace in figure.data if trace.marker.symbol == "arrow-left")
+    assert [low < x < 0 for x in arrow.x] == [True]
+    assert arrow.y == (f"t{n_tasks - 1}",)
+    assert arrow.text[0].strip() == "-40"
+    # The hover tells the gain and the score as they are, not where the arrow is.
+    assert arrow.customdata[0][1] == -39.0
+    assert arrow.customdata[0][3] == -40.0
+    assert "gain %{customdata[3]" in arrow.hovertemplate
+    assert "gains beyond this window, as arrows at its edge: 1" in figure.layout.xaxis.title.text
+    assert sorted(x for trace in figure.data if trace is not arrow for x in trace.x) == sorted(usual)
+
+
+def test_arrows_point_to_the_side_on_which_the_gain_is_and_keep_the_colour_of_the_verdict():
+    figure = gain_chart(*far_from_all_others([0.1, -0.1, 0.05, 0.02] * 5 + [7.0, -8.0]))
+    found = {trace.name: trace for trace in figure.data}
+    helped, hurt = found["helped, beyond this window"], found["hurt, beyond this window"]
+    assert (helped.marker.symbol, helped.x[0] > 0, helped.text[0].strip()) == ("arrow-right", True, "+7")
+    assert (hurt.marker.symbol, hurt.x[0] < 0, hurt.text[0].strip()) == ("arrow-left", True, "-8")
+    assert helped.marker.color != hurt.marker.color
+    assert figure.layout.xaxis.range[0] < hurt.x[0] < helped.x[0] < figure.layout.xaxis.range[1]
+
+
+def test_nothing_is_cut_where_no_task_is_far_from_the_others():
+    for gains in ([0.1], [0.0, 0.0, 0.0, 0.0], [0.1, 0.3], [0.1, 0.2, -0.1, 0.25, 0.15], [0.1, -40.0, 0.2]):
+        figure = gain_chart(*far_from_all_others(gains))
+        assert figure.layout.xaxis.range is None
+        assert "beyond" not in figure.layout.xaxis.title.text
+        assert sorted(x for trace in figure.data for x in trace.x) == sorted(gains)
 
 
 def test_a_place_that_cannot_be_written_is_refused_and_nothing_is_left(small_study, tmp_path):
