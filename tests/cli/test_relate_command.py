@@ -1,10 +1,12 @@
 """`taskloom relate`: what a user sees of it."""
 
 import json
+import re
 import shlex
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -56,6 +58,21 @@ def test_own_rows_need_no_other_option(table, tmp_path):
     assert "6 regression tasks, own rows" in done.stdout
     assert "19 to 34" in done.stdout
     assert "correlation of ridge predictions" in done.stdout
+
+
+def test_tasks_that_are_all_alike_are_said_to_have_no_groups(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=300)
+    columns = [x, *(x + 0.1 * rng.normal(size=300) for _ in range(6))]
+    path = tmp_path / "t.csv"
+    np.savetxt(path, np.stack(columns, axis=1), delimiter=",", header="x,a,b,c,d,e,f", comments="")
+    asked = [path, "--targets", "a,b,c,d,e,f", "--measure", "labels", "--out", tmp_path / "out"]
+    done = run(*asked)
+    assert done.exit_code == 0, done.output
+    assert re.search(r"labels of the pairs goes from 0\.9\d+ to 0\.99\d*: no groups stand out\.", done.stdout)
+    assert "next, whether one net of all tasks beats each task alone:" in done.stdout
+    assert done.stdout.splitlines()[-1].endswith("--recipes joint --seeds 10")
+    assert "these groups do not stand out" in run(*asked, "--groups", 2).stdout
 
 
 def test_the_same_as_json_for_machines(table, tmp_path):

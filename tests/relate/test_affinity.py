@@ -143,6 +143,16 @@ def test_a_graph_joins_tasks_that_help_each_other_and_no_others():
     assert (Affinity(-np.abs(VALUES), NAMES, zero=0.0).weights() == 0).all()
 
 
+def test_excess_is_what_a_level_is_passed_by_in_the_mean_of_both_directions():
+    values = VALUES.copy()
+    values[0, 1] = np.nan
+    for sign in (1, -1):
+        found = Affinity(sign * values, NAMES, higher_is_better=sign > 0).excess(sign * 0.07)
+        np.testing.assert_allclose(found[np.triu_indices(3, 1)], np.maximum([values[1, 0] - 0.07, 0.05 - 0.07, 0.1 - 0.07], 0))
+        np.testing.assert_array_equal(found, found.T)
+        assert (np.diag(found) == 0).all()
+
+
 def test_without_a_zero_the_graph_is_the_similarity():
     for affinity in (example(), Affinity(np.abs(VALUES), NAMES, higher_is_better=False)):
         weights, similarity = affinity.weights(), affinity.similarity()
@@ -221,12 +231,12 @@ def test_it_is_saved_and_read_back(tmp_path, zero, stability):
     values = VALUES.copy()
     values[0, 1] = np.nan
     cost = Cost(10, 5, 0.25, 1)
-    affinity = Affinity(values, NAMES, "tag", False, True, zero, cost, stability, ["a note"])
+    affinity = Affinity(values, NAMES, "tag", False, True, zero, cost, stability, ["a note"], zero)
     affinity.save(tmp_path / "affinity")
     again = Affinity.load(tmp_path / "affinity")
     np.testing.assert_array_equal(again.values, values)
     np.testing.assert_equal(again.stability, stability)
-    for name in ("tasks", "measure", "higher_is_better", "has_own", "zero", "cost", "notes"):
+    for name in ("tasks", "measure", "higher_is_better", "has_own", "zero", "unrelated", "cost", "notes"):
         assert getattr(again, name) == getattr(affinity, name), name
 
 
@@ -267,9 +277,10 @@ def test_what_is_no_matrix_of_tasks_is_refused():
     ):
         with pytest.raises(DataError, match=message):
             Affinity(values, tasks)
-    for zero in (np.inf, np.nan, "0"):
-        with pytest.raises(DataError, match="`zero`="):
-            Affinity(np.eye(2), ["a", "b"], zero=zero)
+    for level in (np.inf, np.nan, "0"):
+        for name in ("zero", "unrelated"):
+            with pytest.raises(DataError, match=f"`{name}`="):
+                Affinity(np.eye(2), ["a", "b"], **{name: level})
     for wrong in (np.zeros(3), np.zeros((2, 3))):
         with pytest.raises(DataError, match="`affinity` has shape"):
             as_affinity(wrong)

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import adjusted_rand_score
 
 from taskloom.relate._affinity import Affinity
-from taskloom.relate._cluster import METHODS, cluster, modularity
+from taskloom.relate._cluster import METHODS, cluster, modularity, stands_out
 from taskloom.tasks import DataError, OptionError, UnknownNameError
 
 
@@ -100,6 +100,42 @@ def test_tasks_that_are_all_alike_make_one_group_or_as_many_as_asked(method):
     assert sorted(map(len, cluster(np.ones((6, 6)), 3, method).sets)) == [2, 2, 2]
     assert cluster(np.ones((1, 1)), None, method).sets == (("task 1",),)
     assert len(cluster(np.array([[0, 1.0], [0.5, 0]]), None, method).sets) in {1, 2}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_tasks_that_are_nearly_alike_make_one_group_unless_groups_are_asked_for(method, sign):
+    for seed in range(3):
+        noise = 0.015 * np.random.default_rng(seed).random((8, 8))
+        affinity = Affinity(sign * (0.97 + noise + noise.T), list("abcdefgh"), higher_is_better=sign > 0, unrelated=0.0)
+        assert len(cluster(affinity, None, method).sets) == 1
+        two = cluster(affinity, 2, "spectral")
+        assert len(two.sets) == 2
+        assert stands_out(affinity, two.labels) is False
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_planted_groups_stand_out_of_a_likeness_that_all_tasks_share(method):
+    of, affinity = planted(3, 4, 0.02, 0, unrelated=-0.5)
+    groups = cluster(affinity, None, method)
+    assert adjusted_rand_score(of, groups.labels) == 1.0
+    assert stands_out(affinity, groups.labels) is True
+    # Without a value of unrelated tasks nothing can be said, and counted from far below they are all alike.
+    assert stands_out(planted(3, 4, 0.02, 0)[1], of) is None
+    assert stands_out(planted(3, 4, 0.02, 0, unrelated=-5.0)[1], of) is False
+
+
+def test_groups_stand_out_by_the_modularity_of_networkx():
+    import networkx as nx
+
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        values = rng.random((7, 7)) + 2 * rng.random()
+        labels = rng.integers(0, 3, 7)
+        weights = (values + values.T) / 2
+        np.fill_diagonal(weights, 0)
+        score = nx.community.modularity(nx.from_numpy_array(weights), [set(np.flatnonzero(labels == g)) for g in range(3)])
+        assert stands_out(Affinity(values, list("abcdefg"), unrelated=0.0), labels) == (score > 0)
 
 
 def test_a_pair_known_in_one_direction_is_enough():

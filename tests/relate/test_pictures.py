@@ -1,6 +1,7 @@
 """Pictures of how tasks relate: what a reader sees in them."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -63,9 +64,33 @@ def test_better_has_the_same_colour_for_gains_and_distances():
 def test_the_tree_has_a_joint_for_every_two_branches():
     figure = dendrogram(two_kinds())
     assert list(figure.data[0].x).count(None) == 5
-    assert max(x for x in figure.data[0].x if x is not None) == pytest.approx(1.0, abs=0.2)
     with pytest.raises(OptionError, match="a tree needs two"):
         dendrogram(Affinity(np.zeros((1, 1)), ["a"]))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_branches_meet_at_the_mean_value_of_their_pairs(sign):
+    # Nearly alike: the axis says so.
+    values = np.array([[1.0, 0.99, 0.97], [0.99, 1.0, 0.98], [0.97, 0.98, 1.0]])
+    affinity = Affinity(sign * values, ["a", "b", "c"], "nearness", higher_is_better=sign > 0)
+    figure = dendrogram(affinity)
+    met = {round(sign * x, 6) for x in figure.data[0].x if x is not None}
+    assert {0.99, 0.975} < met
+    left, right = (sign * end for end in figure.layout.xaxis.range)
+    assert 1.0 > left > 0.99
+    assert 0.96 < right <= 0.97
+    # Where it is known what unrelated tasks have, the axis goes there, and the tasks look as alike as they are.
+    known = dendrogram(replace(affinity, unrelated=0.0)).layout.xaxis.range
+    assert -0.1 < sign * known[1] <= 0
+    assert sign * known[0] > 1
+    assert figure.layout.xaxis.title.text == "nearness"
+
+
+@pytest.mark.parametrize("values", [np.ones((2, 2)), np.zeros((3, 3)), np.full((3, 3), np.nan), np.eye(2)])
+def test_a_tree_of_pairs_that_are_all_alike_or_not_known_is_drawn(values):
+    left, right = dendrogram(Affinity(values, list("abc")[: len(values)])).layout.xaxis.range
+    assert np.isfinite([left, right]).all()
+    assert left > right
 
 
 def test_the_graph_tells_groups_by_colour_and_shape():

@@ -14,6 +14,7 @@ from torch import nn
 from taskloom.deep import MLP
 from taskloom.relate import Affinity, Groups, MeasureOptions, SurveyOptions, cluster, labels, select, survey, write_survey
 from taskloom.relate._measures import MEASURES, measure
+from taskloom.relate._survey_report import headline
 from taskloom.tasks import (
     DataError,
     FeatureEncoder,
@@ -60,6 +61,46 @@ def test_planted_groups_are_found_though_labels_do_not_show_them(method):
     assert outcome.groups.method == method
     assert outcome.group_agreement < 0.9
     assert any("gives other groups" in sentence for sentence in outcome.words())
+
+
+def alike(noise=1.0, K=8):
+    """Tasks of one and the same truth: whatever groups they make are chance."""
+    rng = np.random.default_rng(0)
+    X, w = rng.normal(size=(400, 10)), rng.normal(size=10)
+    return TaskData.shared_rows(X, np.stack([X @ w + noise * rng.normal(size=400) for _ in range(K)], axis=1))
+
+
+@pytest.mark.parametrize("measure", ["labels", "samplewise_cosine"])
+def test_tasks_that_are_all_alike_are_one_group_and_that_is_said(measure, tmp_path):
+    outcome = survey(alike(), SurveyOptions(measure, **SMALL))
+    assert len(outcome.groups.sets) == 1
+    assert outcome.groups_stand_out is False
+    least, most = outcome.affinity.off_diagonal.min(), outcome.affinity.off_diagonal.max()
+    said = f"`{measure}` of the pairs goes from {least:.3g} to {most:.3g}: no groups stand out."
+    assert said in outcome.words()
+    page = write_survey(outcome, tmp_path).read_text(encoding="utf-8")
+    assert f"<code>{measure}</code> sees no groups among 8 tasks: all of them are in one" in page
+    told = json.loads(json.dumps(outcome.to_json()))
+    assert told["groups_stand_out"] is False
+    assert said in told["words"]
+
+
+def test_groups_of_tasks_that_are_all_alike_are_made_where_they_are_asked_for_and_doubted():
+    outcome = survey(alike(), SurveyOptions("labels", n_groups=3))
+    assert len(outcome.groups.sets) == 3
+    assert any("these groups do not stand out, they are no more alike inside than chance has it" in s for s in outcome.words())
+    assert headline(survey(alike(), SurveyOptions("labels", n_groups=1))) == "`labels` keeps all 8 tasks in one group"
+
+
+def test_groups_that_stand_out_are_said_with_the_range_of_the_pairs(diabetes):
+    outcome = survey(diabetes, SurveyOptions("labels"))
+    A, together = outcome.affinity.values, np.equal.outer(outcome.groups.labels, outcome.groups.labels)
+    off = ~np.eye(7, dtype=bool)
+    expected = f"goes from {A[off].min():.3g} to {A[off].max():.3g}; inside groups it is {A[off & together].mean():.3g}"
+    assert any(f"{expected} in the mean, between them {A[~together].mean():.3g}." in sentence for sentence in outcome.words())
+    assert outcome.groups_stand_out is True
+    unknown = replace(outcome, affinity=replace(outcome.affinity, unrelated=None))
+    assert unknown.to_json()["groups_stand_out"] is None
 
 
 def test_where_labels_say_the_same_it_is_said():
@@ -125,10 +166,15 @@ def test_mixed_kinds_categories_and_missing_labels_are_served(mixed_data):
 
 
 def test_low_agreement_is_said_in_plain_words(found):
-    doubtful = replace(found, repeatability=0.3, affinity=found.affinity.with_stability(0.2))
+    two = replace(found, groups=cluster(found.affinity, 2))
+    doubtful = replace(two, repeatability=0.3, affinity=found.affinity.with_stability(0.2))
     words = " ".join(doubtful.words())
     assert "agrees with itself to a correlation of 0.30, which is low: much of these groups is chance" in words
     assert "agree to a correlation of 0.20, which is low: had it looked at others, the groups might be others." in words
+    one = " ".join(replace(doubtful, groups=cluster(found.affinity, 1)).words())
+    assert "correlation of 0.30, which is low: how its pairs differ is chance for the most part." in one
+    assert "correlation of 0.20, which is low: had it looked at others, its pairs might differ otherwise." in one
+    assert "these groups" not in one
     sure = " ".join(replace(found, repeatability=0.9, affinity=found.affinity.with_stability(0.95)).words())
     assert "low" not in sure
     unknown = " ".join(replace(found, affinity=found.affinity.with_stability(np.nan)).words())
@@ -141,7 +187,8 @@ def test_pure_noise_does_not_agree_with_itself():
     data = TaskData.shared_rows(rng.normal(size=(200, 5)), Y, [Task(f"t{t}", "binary") for t in range(8)])
     outcome = survey(data, SurveyOptions(net=MLP((8,)), measuring=MeasureOptions(steps=100)))
     assert outcome.repeatability < 0.7
-    assert "much of these groups is chance" in outcome.words()[0]
+    assert "how its pairs differ is chance" in outcome.words()[0]
+    assert len(outcome.groups.sets) == 1
 
 
 @pytest.mark.parametrize("method", ["spectral", "select"])

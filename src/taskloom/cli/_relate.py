@@ -63,10 +63,13 @@ def relate(
     _print(found, page)
     question = {"--target": target, "--by": by, "--targets": targets, "--kind": kind, "--metric": metric, "--drop": drop}
     asked = opt.asked(file, question | {"--skip-tasks": skip_tasks}, impute=impute)
-    typer.echo(
-        "\nnext, whether groups beat each task alone and all in one net, when chosen on training rows and judged on others:"
-    )
-    typer.echo(f"  {shlex.quote(own_name())} study {asked} --recipes grouped,joint --seeds 10")
+    if len(found.groups.sets) == 1:
+        recipes, what = "joint", "one net of all tasks beats each task alone"
+    else:
+        recipes = "grouped,joint"
+        what = "groups beat each task alone and all in one net, when chosen on training rows and judged on others"
+    typer.echo(f"\nnext, whether {what}:")
+    typer.echo(f"  {shlex.quote(own_name())} study {asked} --recipes {recipes} --seeds 10")
 
 
 @contextmanager

@@ -70,13 +70,14 @@ class Affinity:
         higher_is_better: False for distances.
         has_own: whether the diagonal is a task's gain on its own.
         zero: the value at which learning together neither helps nor hurts; None where only the order means something.
+        unrelated: the value of two tasks that have nothing in common, such as 0 of a cosine; None where the measure knows none.
         cost: of the measure.
         stability: correlation of the off-diagonal values measured on two halves of the data; NaN where that was not done.
         notes: what its reader should know.
 
     Raises:
-        DataError: values that are no (K, K) matrix of the K tasks, infinite, names that are not unique, or a `zero` that is
-            no finite number.
+        DataError: values that are no (K, K) matrix of the K tasks, infinite, names that are not unique, or a `zero` or an
+            `unrelated` that is no finite number.
 
     Examples:
         >>> affinity = Affinity(np.array([[0.0, 0.4], [0.2, 0.0]]), ["sun", "rain"], "labels")
@@ -93,6 +94,7 @@ class Affinity:
     cost: Cost = field(default_factory=Cost)
     stability: float = np.nan
     notes: Sequence[str] = ()
+    unrelated: float | None = None
 
     def __post_init__(self) -> None:
         # A copy that nobody writes to: what was checked stays so.
@@ -107,8 +109,9 @@ class Affinity:
         twice = next((name for name in tasks if tasks.count(name) > 1), None)
         if twice is not None:
             raise DataError(f"`tasks` names {twice!r} twice; give each task a name of its own")
-        if self.zero is not None and not (is_number(self.zero) and math.isfinite(self.zero)):
-            raise DataError(f"`zero`={self.zero!r}; need a finite number in units of the values, or None")
+        for name, level in {"zero": self.zero, "unrelated": self.unrelated}.items():
+            if level is not None and not (is_number(level) and math.isfinite(level)):
+                raise DataError(f"`{name}`={level!r}; need a finite number in units of the values, or None")
         object.__setattr__(self, "values", values)
         object.__setattr__(self, "tasks", tasks)
 
@@ -140,15 +143,34 @@ class Affinity:
         """(K (K - 1),) values of pairs of two tasks, row by row."""
         return self.values[~np.eye(self.n_tasks, dtype=bool)]
 
+    @property
+    def both_ways(self) -> Array:
+        """(K, K) symmetric: the mean of both directions, the one that is known, or NaN."""
+        filled = np.where(np.isnan(self.values), self.values.T, self.values)
+        return (filled + filled.T) / 2
+
+    def excess(self, level: float) -> Array:
+        """(K, K) symmetric: by how much tasks are more alike than at this value, 0 where less, unknown and on the diagonal.
+
+        Args:
+            level: in units of the values.
+
+        Examples:
+            >>> Affinity(np.array([[0.0, 0.4], [0.2, 0.0]]), ["sun", "rain"]).excess(0.1).round(2).tolist()
+            [[0.0, 0.2], [0.2, 0.0]]
+        """
+        above = self.both_ways - level if self.higher_is_better else level - self.both_ways
+        out = np.maximum(np.nan_to_num(above), 0.0)
+        np.fill_diagonal(out, 0.0)
+        return out
+
     def similarity(self) -> Array:
         """(K, K) symmetric, from 0 to 1, 1 on the diagonal: weights of a graph, or what a clusterer takes.
 
         Distances a become exp(-a / median); other values are averaged over both directions and scaled so that the least is 0
         and the greatest 1, pairs that are not known count as the least. Constant values give 1 everywhere.
         """
-        filled = np.where(np.isnan(self.values), self.values.T, self.values)
-        both = (filled + filled.T) / 2
-        off = ~np.eye(self.n_tasks, dtype=bool)
+        both, off = self.both_ways, ~np.eye(self.n_tasks, dtype=bool)
         known = both[off & ~np.isnan(both)]
         out = np.ones_like(both)
         if not len(known) or known.max() == known.min():
@@ -230,11 +252,7 @@ class Affinity:
         names = list(self.tasks) if tasks is None else [str(name) for name in tasks]
         if sorted(names) != sorted(self.tasks):
             raise DataError(f"`tasks` are {', '.join(names)}; need {', '.join(self.tasks)} in any order")
-        out = self.similarity()
-        if self.zero is not None:
-            above = self.gains - (self.zero if self.higher_is_better else -self.zero)
-            filled = np.where(np.isnan(above), above.T, above)
-            out = np.maximum(np.nan_to_num((filled + filled.T) / 2), 0.0)
+        out = self.similarity() if self.zero is None else self.excess(self.zero)
         np.fill_diagonal(out, 0.0)
         order = [list(self.tasks).index(name) for name in names]
         return out[np.ix_(order, order)] / (out.max() or 1.0)
@@ -269,6 +287,7 @@ class Affinity:
             "higher_is_better": self.higher_is_better,
             "has_own": self.has_own,
             "zero": self.zero,
+            "unrelated": self.unrelated,
             "cost": vars(self.cost),
             "stability": None if np.isnan(self.stability) else self.stability,
             "notes": list(self.notes),

@@ -47,7 +47,10 @@ def cluster(
     * `affinity_propagation`: scikit-learn (Frey & Dueck 2007); its own number of groups from the median similarity, else the
       preference is searched.
 
-    All but affinity propagation take what a similarity exceeds the least one by: the weight that all pairs share says nothing.
+    All but affinity propagation take what a similarity exceeds the least one by: the weight that all pairs share says nothing
+    of who belongs to whom. It does say whether there are groups at all: where the measure knows the value of unrelated tasks
+    and `n_groups` is not given, all tasks are one group unless the modularity of what was found is above 0, counted from that
+    value. This rule is ours.
 
     Args:
         affinity: or a plain (K, K) array of gains.
@@ -87,6 +90,8 @@ def cluster(
         belongs = _one_hot(np.arange(K) * (n_groups or 1) // K)
     else:
         belongs = _METHODS[method](similarity, n_groups, seed)
+        if n_groups is None and stands_out(affinity, belongs.argmax(axis=1)) is False:
+            belongs = np.ones((K, 1))
     labels = belongs.argmax(axis=1)
     if n_groups is not None and len(np.unique(labels)) < n_groups:
         raise _not_reached(n_groups, method)
@@ -117,7 +122,31 @@ def modularity(similarity: Array, labels: Rows) -> float:
         >>> modularity(np.kron(np.eye(2), np.ones((2, 2))), np.array([0, 0, 1, 1]))
         0.5
     """
-    weights = _weights(similarity)
+    return _newman(_weights(similarity), labels)
+
+
+def stands_out(affinity: Affinity, labels: Rows) -> bool | None:
+    """Whether tasks of a group are more alike than chance has it; None where the measure knows no value of unrelated tasks.
+
+    That is, whether their modularity (Newman 2004), counted from the value of unrelated tasks, is above 0, that of one group.
+    Tasks that are all nearly alike have no such groups. Groups of m tasks, with a likeness of a inside and b between, stand out
+    where b / a is below (m - 1) / m: small groups must be further apart than large ones.
+
+    Args:
+        affinity: of K tasks.
+        labels: (K,) the group of each.
+
+    Examples:
+        >>> two, labels = 0.1 * np.kron(np.eye(2), np.ones((4, 4))), np.repeat([0, 1], 4)
+        >>> [stands_out(Affinity(base + two, list("abcdefgh"), unrelated=0.0), labels) for base in (0.1, 0.8)]
+        [True, False]
+    """
+    if affinity.unrelated is None:
+        return None
+    return _newman(affinity.excess(affinity.unrelated), labels) > 1e-9
+
+
+def _newman(weights: Array, labels: Rows) -> float:
     degree, total = weights.sum(axis=1), weights.sum()
     same = np.equal.outer(labels, labels)
     return float(((weights - np.outer(degree, degree) / total) * same).sum() / total) if total else 0.0

@@ -73,7 +73,7 @@ def labels(
         halves = [_correlations([column[order[h::2]] for column in columns], signed=signed) for h in range(2)]
     stability = correlation_of_pairs(*halves) if halves else np.nan
     cost = Cost(seconds=perf_counter() - start)
-    return Affinity(values, task_names(data), "labels", cost=cost, stability=stability, notes=notes)
+    return Affinity(values, task_names(data), "labels", cost=cost, stability=stability, notes=notes, unrelated=0.0)
 
 
 def _indicators(y: Array, n_outputs: int) -> Array:

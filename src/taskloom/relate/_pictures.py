@@ -86,19 +86,23 @@ def heat_map(affinity: Affinity) -> go.Figure:
 
 
 def dendrogram(affinity: Affinity) -> go.Figure:
-    """The tree of tasks (average linkage of 1 - similarity): the further right two branches meet, the less alike they are.
+    """The tree of tasks (average linkage): the further right two branches meet, the less alike they are.
+
+    They meet at the mean value of their pairs, in units of the measure.
 
     Raises:
         OptionError: there is one task only.
     """
     if affinity.n_tasks < 2:
         raise OptionError("`affinity` is of one task; a tree needs two")
-    lines = tree_lines(_tree(affinity), orientation="right", labels=list(affinity.tasks), no_plot=True, color_threshold=0)
+    tree, begin, end = _tree(affinity)
+    lines = tree_lines(tree, orientation="right", labels=list(affinity.tasks), no_plot=True, color_threshold=0)
+    sign = -1 if affinity.higher_is_better else 1
     figure = go.Figure()
     xs: list[float | None] = []
     ys: list[float | None] = []
     for across, up in zip(lines["dcoord"], lines["icoord"], strict=True):
-        xs += [*map(float, across), None]
+        xs += [*(begin + sign * float(x) for x in across), None]
         ys += [*map(float, up), None]
     figure.add_trace(go.Scatter(x=xs, y=ys, mode="lines", line={"color": COLOURS[0], "width": 2}, hoverinfo="x"))
     # scipy puts leaf i at 10 i + 5.
@@ -106,7 +110,7 @@ def dendrogram(affinity: Affinity) -> go.Figure:
     figure.update_layout(
         height=min(140 + 24 * affinity.n_tasks, 1600),
         showlegend=False,
-        xaxis={"title": "1 - similarity", "range": [0, 1.03 * max(x for x in xs if x is not None) or 1.0]},
+        xaxis={"title": as_text(affinity.measure), "range": [begin, end]},
         yaxis={"tickvals": places, "ticktext": [as_text(name) for name in lines["ivl"]], "showgrid": False, "zeroline": False},
     )
     return _dressed(figure)
@@ -190,11 +194,24 @@ def _nearest_pairs(similarity: Array) -> list[tuple[int, int]]:
 
 def alike_first(affinity: Affinity) -> list[int]:
     """Tasks in the order of the leaves of their tree."""
-    return list(range(affinity.n_tasks)) if affinity.n_tasks < 3 else leaves_list(_tree(affinity)).tolist()
+    return list(range(affinity.n_tasks)) if affinity.n_tasks < 3 else leaves_list(_tree(affinity)[0]).tolist()
 
 
-def _tree(affinity: Affinity) -> Array:
-    return linkage((1 - affinity.similarity())[np.triu_indices(affinity.n_tasks, 1)], "average")
+def _tree(affinity: Affinity) -> tuple[Array, float, float]:
+    """The linkage of how far tasks are apart in units of the measure, and the values at which its axis begins and ends.
+
+    Pairs that are not known count as the least alike. Leaves begin a little beyond the pair that is most alike; the axis ends
+    at the value of unrelated tasks, where the measure knows it, so that tasks that are all nearly alike look it.
+    """
+    pairs = affinity.both_ways[np.triu_indices(affinity.n_tasks, 1)]
+    sign = -1 if affinity.higher_is_better else 1
+    apart = np.nan_to_num(sign * pairs, nan=float(np.nanmax(sign * pairs)) if np.isfinite(pairs).any() else 0.0)
+    near, far = (
+        float(apart.min()),
+        max(float(apart.max()), -np.inf if affinity.unrelated is None else sign * affinity.unrelated),
+    )
+    begin = near - (0.05 * (far - near) or 0.05 * abs(near) or 1.0)
+    return linkage(apart - begin, "average"), sign * begin, sign * (far + 0.03 * (far - begin))
 
 
 def _dressed(figure: go.Figure) -> go.Figure:

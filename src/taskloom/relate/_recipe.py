@@ -47,7 +47,8 @@ class GroupedRecipe(Recipe):
 
     On the training rows a measure tells how the tasks relate, at most `n_nets` groups are made by it, and every group is
     trained as `inner` trains all tasks. A task is predicted by the net of the group that serves it; in others it may help. A
-    group of one is trained as `single` trains it. With one group this is `inner`, to the bit.
+    group of one is trained as `single` trains it. With one group, as where none stand out (see `cluster`), this is `inner`, to
+    the bit.
 
     The plan, an affinity before groups under a budget of nets, is that of Standley et al. (ICML 2020), TAG (Fifty et al.,
     NeurIPS 2021) and Thakur et al. (TPAMI 2025); which measure and which net are ours to choose. The learning rate of a group's

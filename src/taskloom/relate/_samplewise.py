@@ -251,6 +251,7 @@ def _centred_mean_gradients(views: list[View], data: TaskData, options: MeasureO
         cost=Cost(n, n, perf_counter() - start),
         stability=correlation_of_pairs(one, other) if options.split_half else np.nan,
         notes=["tasks have rows of their own: cosine of centred mean gradients at a common start", views[0].note],
+        unrelated=0.0,
     )
 
 

@@ -86,7 +86,7 @@ def samplewise_cosine(
     np.fill_diagonal(values, 1.0)
     notes = [view.note] + (["cosines over pairs of rows of two tasks"] if is_across else [])
     cost += replace(passes, seconds=perf_counter() - start)
-    return Affinity(values, task_names(data), "samplewise_cosine", cost=cost, stability=stability, notes=notes)
+    return Affinity(values, task_names(data), "samplewise_cosine", cost=cost, stability=stability, notes=notes, unrelated=0.0)
 
 
 def _cosines_at(view: View, data: TaskData, options: MeasureOptions, *, signed: bool) -> tuple[HalvedMean, Cost]:

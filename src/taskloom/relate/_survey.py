@@ -20,7 +20,7 @@ from torch import nn
 
 from taskloom.deep import MLP, NetFactory
 from taskloom.relate._affinity import Affinity, Cost
-from taskloom.relate._cluster import cluster
+from taskloom.relate._cluster import cluster, stands_out
 from taskloom.relate._groups import Groups
 from taskloom.relate._measures import AUTO, SELECT, WITHOUT_NET, check_grouping, check_measure, grouping_for, measure
 from taskloom.relate._options import MeasureOptions
@@ -89,6 +89,7 @@ class Survey:
         repeatability: mean correlation of the affinities of two seeds; NaN where there was one, or too few tasks.
         repeats: R.
         about: the data in words.
+        n_asked: groups that were asked for; None where their number was chosen.
     """
 
     affinity: Affinity
@@ -98,6 +99,12 @@ class Survey:
     repeatability: float
     repeats: int
     about: str
+    n_asked: int | None = None
+
+    @property
+    def groups_stand_out(self) -> bool | None:
+        """Whether tasks served together are more alike than chance has it, as `cluster` sees it; None: not known."""
+        return stands_out(self.affinity, self.groups.labels)
 
     @property
     def group_agreement(self) -> float:
@@ -139,7 +146,7 @@ class Survey:
 
     def words(self) -> list[str]:
         """The outcome in sentences, the doubts included."""
-        words = [*_belief(self)]
+        words = [*_belief(self), _spread(self)]
         if not self.is_baseline:
             words.append(_beside_labels(self))
         missing = int(np.isnan(self.affinity.off_diagonal).sum())
@@ -163,6 +170,7 @@ class Survey:
             "groups": self.groups.to_dict(),
             "labels": _affinity_json(self.labels),
             "label_groups": None if self.label_groups is None else self.label_groups.to_dict(),
+            "groups_stand_out": self.groups_stand_out,
             "group_agreement": _known(self.group_agreement),
             "rank_correlation": _known(self.rank_correlation),
         }
@@ -219,6 +227,7 @@ def survey(
         float(np.mean(pairs)) if pairs else math.nan,
         len(found),
         _about(data),
+        options.n_groups,
     )
 
 
@@ -248,18 +257,36 @@ def _about(data: TaskData) -> str:
 def _belief(found: Survey) -> list[str]:
     """How far the affinity agrees with itself: over trainings, and over halves of what each of them looked at."""
     name, halves, seeds = f"`{found.affinity.measure}`", found.affinity.stability, found.repeatability
-    words = []
+    words, is_grouped = [], len(found.groups.sets) > 1
     if not math.isnan(seeds):
         again = f"{name} measured with {found.repeats} seeds agrees with itself to a correlation of {seeds:.2f}"
         low = ", which is low: much of these groups is chance. Do not rely on them before they are verified by training."
+        low = low if is_grouped else ", which is low: how its pairs differ is chance for the most part."
         words.append(again + (low if seeds < _LOW else "."))
     if math.isnan(halves):
         words.append(f"How well two halves of what {name} looked at agree is not known: too few pairs, or all alike.")
     else:
         within = f"Two halves of what {name} looked at agree to a correlation of {halves:.2f}"
         low = ", which is low: had it looked at others, the groups might be others. Verify them by training."
+        low = low if is_grouped else ", which is low: had it looked at others, its pairs might differ otherwise."
         words.append(within + (low if halves < _LOW else "."))
     return words
+
+
+def _spread(found: Survey) -> str:
+    """How far the pairs differ at all, and whether groups stand out of that."""
+    values, labels = found.affinity.values, found.groups.labels
+    off, same = ~np.eye(len(labels), dtype=bool), np.equal.outer(labels, labels)
+    least, most = np.nanmin(values[off]), np.nanmax(values[off])
+    words = f"`{found.affinity.measure}` of the pairs goes from {least:.3g} to {most:.3g}"
+    inside, between = (part[~np.isnan(part)] for part in (values[off & same], values[~same]))
+    if len(inside) and len(between):
+        words += f"; inside groups it is {inside.mean():.3g} in the mean, between them {between.mean():.3g}"
+    if found.groups_stand_out is not False:
+        return f"{words}."
+    if len(found.groups.sets) > 1:
+        return f"{words}: these groups do not stand out, they are no more alike inside than chance has it."
+    return f"{words}: no groups stand out." if found.n_asked is None else f"{words}."
 
 
 def _beside_labels(found: Survey) -> str:

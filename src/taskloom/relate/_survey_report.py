@@ -50,9 +50,11 @@ def render_survey(found: Survey) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["marked"] = _code_marks
     better = "more" if found.affinity.higher_is_better else "less"
+    end = "covers no more than occurs" if found.affinity.unrelated is None else "ends where tasks have nothing in common"
+    tree = f"Two branches meet at the mean value of their pairs: further right is less alike. The axis {end}."
     pictures = [
         ("Affinity", f"Row: the task that receives, column: the task that gives; {better} is more alike.", "affinity"),
-        ("Tree", "The further right two branches meet, the less alike their tasks are.", "tree"),
+        ("Tree", tree, "tree"),
         ("Graph", "Each task is joined to the three most like it; colour and shape tell the group that serves it.", "graph"),
     ]
     charts = {"affinity": heat_map(found.affinity), "tree": dendrogram(found.affinity)}
@@ -71,6 +73,8 @@ def render_survey(found: Survey) -> str:
 def headline(found: Survey) -> str:
     """The groups in a clause."""
     n, K = len(found.groups.sets), found.affinity.n_tasks
+    if n == 1 and found.n_asked is None:
+        return f"`{found.affinity.measure}` sees no groups among {K} tasks: all of them are in one"
     if n == 1:
         return f"`{found.affinity.measure}` keeps all {K} tasks in one group"
     return f"`{found.affinity.measure}` puts {K} tasks into {n} groups"
