@@ -8,12 +8,13 @@ import sys
 import time
 from pathlib import Path
 
+import jsonschema
 import polars as pl
 import pytest
 from typer.testing import CliRunner
 
 from taskloom.cli._app import app
-from taskloom.study import demo_data, save_csv
+from taskloom.study import demo_data, results_schema, save_csv
 from taskloom.tasks import recipe_classes
 
 SCRIPT = Path(sys.executable).with_name("taskloom")
@@ -79,6 +80,12 @@ def test_shared_rows_kinds_and_columns_left_out(tmp_path):
     value = json.loads(done.stdout)
     assert [(task["name"], task["kind"]) for task in value["tasks"]] == [("sick", "binary"), ("cost", "regression")]
     assert value["data"]["n_columns"] == 2
+    asked = {"table": "t.csv", "target": None, "by": None, "targets": ["sick", "cost"], "kind": None, "metric": None}
+    assert value["data"]["question"] == asked | {"drop": ["id", "stage"], "skip_tasks": [], "impute": True}
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["data"]["question"] == value["data"]["question"]
+    assert str(tmp_path) not in json.dumps(value)
+    jsonschema.validate(value, results_schema())
+    assert "&#34;skip_tasks&#34;" in (tmp_path / "out" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

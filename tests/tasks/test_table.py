@@ -1,4 +1,6 @@
 import datetime as dt
+import json
+from dataclasses import replace
 
 import narwhals as nw
 import numpy as np
@@ -47,6 +49,19 @@ def test_shared_rows_from_targets_with_kinds_inferred():
     ]
     assert np.isnan(data.y[5, 0])
     assert data.y[:, 1].tolist() == [0, 1, 1, 0, 0, 1]
+
+
+def test_what_was_asked_of_a_table_is_kept_with_the_data(csv_file):
+    options = TableOptions({"cost": "regression"}, "rmse", ("sex", "smokes", "site"), ("age",), impute=False)
+    data = read_table(csv_file, targets=("cost", "age"), options=options)
+    known = {"table": "table.csv", "target": None, "by": None, "targets": ["cost", "age"], "impute": False}
+    asked = {"kind": {"cost": "regression"}, "metric": "rmse", "drop": ["sex", "smokes", "site"], "skip_tasks": ["age"]}
+    assert data.question == known | asked
+    json.dumps(data.question)
+    own = read_table(TABLE, target="cost", by="site")
+    assert [own.question[name] for name in ("table", "target", "by", "targets")] == [None, "cost", "site", None]
+    assert own.take(np.arange(2)).question == own.question
+    assert own.digest() == replace(own, question={}).digest()
 
 
 def test_dates_are_days_and_truth_values_numbers():

@@ -78,7 +78,9 @@ def render_report(study: Outcome) -> str:
         costs={summary.recipe: summary for summary in study.summaries},
         curves=Markup(to_html(curves, "curves")) if curves.data else "",  # noqa: S704
         plotly_js=Markup(get_plotlyjs()),  # noqa: S704
-        settings=json.dumps({"options": _options(study), "environment": study.environment}, indent=2),
+        settings=json.dumps(
+            {"question": study.data.get("question", {}), "options": _options(study), "environment": study.environment}, indent=2
+        ),
     )
 
 
@@ -123,7 +125,7 @@ def _history_sections(study: Outcome) -> list[dict[str, Any]]:
 
 
 def _options(study: Outcome) -> dict[str, Any]:
-    # Results of an earlier version do not name the columns.
+    # Results of an earlier version name neither the columns nor the question.
     return {"seeds": study.seeds} | study.to_json()["options"] | {"columns": ", ".join(study.data.get("columns", []))}
 
 

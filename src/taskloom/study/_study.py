@@ -209,6 +209,7 @@ def describe(data: TaskData) -> dict[str, Any]:
         "labels": [len(data.rows(t)) for t in range(data.n_tasks)],
         "notes": list(data.notes),
         "digest": data.digest(),
+        "question": dict(data.question),
     }
 
 

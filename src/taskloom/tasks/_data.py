@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -34,6 +35,7 @@ class TaskData:
         by: what the task labels are called in a table ("hospital"); empty when the tasks share rows.
         notes: what was done to the table while reading it, in sentences.
         impute: False where missing features were refused; a model fitted to these data refuses them too.
+        question: what was asked of the table that they were read from, JSON-able; empty where there was none.
     """
 
     tasks: tuple[Task, ...]
@@ -43,6 +45,7 @@ class TaskData:
     by: str = ""
     notes: tuple[str, ...] = ()
     impute: bool = True
+    question: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_task_names(self.tasks)

@@ -5,8 +5,10 @@ Letters: K tasks, n rows, d features.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,16 @@ class TableOptions:
     drop: Sequence[str] = ()
     skip_tasks: Sequence[str] = ()
     impute: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        """All of them, JSON-able."""
+        of_all = {name: dict(value) if isinstance(value, Mapping) else value for name, value in vars(self).items()}
+        return of_all | {"drop": list(self.drop), "skip_tasks": list(self.skip_tasks)}
+
+
+def _name(source: Any) -> str | None:
+    """The name of a table's file, without the folder, which may differ elsewhere; None for a dataframe."""
+    return Path(source).name if isinstance(source, str | os.PathLike) else None
 
 
 def read_table(
@@ -92,7 +104,8 @@ def read_table(
     kept.check_labels()
     if not options.impute:
         check_finite(kept.features)
-    return replace(kept, notes=(*notes, *more), impute=options.impute)
+    question = {"table": _name(source), "target": target, "by": by, "targets": None if targets is None else names}
+    return replace(kept, notes=(*notes, *more), impute=options.impute, question=question | options.to_json())
 
 
 def read_rows(
