@@ -117,6 +117,19 @@ def test_bad_input_ends_with_one_sentence_and_exit_2(arguments, message, table, 
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("cluster", "message"), [("loca", "is no address of a Ray; give `local`, `auto`"), ("127.0.0.1:1", "nobody listens there")]
+)
+def test_a_cluster_that_is_not_there_is_named_as_it_was_typed(cluster, message, table, tmp_path):
+    pytest.importorskip("ray")
+    done = run("study", *question(table), "--recipes", "ridge", "--cluster", cluster, "--out", tmp_path / "out")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: `--cluster`='{cluster}'")
+    assert message in done.stderr
+    assert "address`=" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_output_folder_that_cannot_be_written_stops_before_any_work(table, tmp_path):
     (tmp_path / "file").write_text("")
     for command in (["study", *question(table), "--out"], ["fit", *question(table), "--save"], ["demo", "--out"]):

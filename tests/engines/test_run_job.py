@@ -250,7 +250,7 @@ def test_ray_that_is_not_installed_is_named_with_its_extra(tmp_path, monkeypatch
         ("127.0.0.1:1", "nobody listens there"),
         ("ray://127.0.0.1:1", "nobody listens there"),
         ("127.0.0.1:99999", "nobody listens there"),
-        ("loca", "is no address of a Ray; give `auto`"),
+        ("loca", "is no address of a Ray; give `local`, `auto`"),
         ("head:", "is no address of a Ray"),
     ],
 )

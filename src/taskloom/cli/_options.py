@@ -129,5 +129,5 @@ def cluster_of(address: str | None) -> Generator[None]:
         return
     from taskloom.engines import ray_backend
 
-    with ray_backend(None if address == "local" else address):
+    with ray_backend(None if address == "local" else address, called="--cluster"):
         yield

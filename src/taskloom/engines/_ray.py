@@ -89,16 +89,17 @@ def run_on_ray(job: Job, options: RayOptions, *, resume: bool, watch: Watch | No
 
 
 @contextmanager
-def ray_backend(address: str | None = None) -> Generator[None]:
+def ray_backend(address: str | None = None, called: str = "address") -> Generator[None]:
     """Within this block joblib, and so `taskloom.study`, runs its work on Ray.
 
     Args:
         address: see `RayOptions`.
+        called: the name by which errors call the address, where whoever gave it knows it by another.
 
     Raises:
         OptionError: Ray is not installed, or not there.
     """
-    with _cluster(RayOptions(address)):
+    with _cluster(RayOptions(address), called):
         importlib.import_module("ray.util.joblib").register_ray()
         with joblib.parallel_config("ray", n_jobs=-1):
             yield
@@ -294,7 +295,7 @@ def _import_ray() -> Any:
         raise OptionError("engine `ray` needs Ray; install taskloom[ray]") from error
 
 
-def _check_address(address: str | None) -> None:
+def _check_address(address: str | None, called: str) -> None:
     """Whether somebody listens at an address: Ray itself would try for minutes.
 
     Raises:
@@ -304,21 +305,22 @@ def _check_address(address: str | None) -> None:
         return
     host, _, port = str(address).removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
-        raise OptionError(f"`address`={address!r} is no address of a Ray; give `auto`, `HOST:PORT` or `ray://HOST:PORT`")
+        known = "`local`, `auto`, `HOST:PORT` or `ray://HOST:PORT`"
+        raise OptionError(f"`{called}`={address!r} is no address of a Ray; give {known}")
     try:
         socket.create_connection((host.strip("[]"), int(port)), REACH).close()
     except (OSError, OverflowError) as error:
-        raise OptionError(f"`address`={address!r}: nobody listens there ({error}); start Ray, or leave it out") from error
+        raise OptionError(f"`{called}`={address!r}: nobody listens there ({error}); start Ray, or leave it out") from error
 
 
 @contextmanager
-def _cluster(options: RayOptions) -> Generator[Any]:
+def _cluster(options: RayOptions, called: str = "address") -> Generator[Any]:
     """Ray, as it is or begun for this block."""
     ray = _import_ray()
     if ray.is_initialized():
         yield ray
         return
-    _check_address(options.address)
+    _check_address(options.address, called)
     settings: dict[str, Any] = {"namespace": options.namespace, "log_to_driver": False, "logging_level": logging.ERROR}
     if options.address is None:
         settings |= {"include_dashboard": False, "object_store_memory": STORE_BYTES}
@@ -326,8 +328,8 @@ def _cluster(options: RayOptions) -> Generator[Any]:
         ray.init(options.address or "local", **settings)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise OptionError(
-            f"`address`={options.address!r}: no Ray there, or none that lets one in ({error}); start one, set "
-            "RAY_AUTH_MODE=token where it asks for a token, or leave the address out"
+            f"`{called}`={options.address!r}: no Ray there, or none that lets one in ({error}); start one, set "
+            "RAY_AUTH_MODE=token where it asks for a token, or leave it out"
         ) from error
     try:
         yield ray
