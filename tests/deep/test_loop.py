@@ -7,7 +7,7 @@ from tests.conftest import encoded_parts
 from tests.contracts import ResumeContract, assert_same
 from torch import nn
 
-from taskloom.deep import MLP, FitOptions, SharedBottom, SumStep, fit, fit_singles
+from taskloom.deep import MLP, AggregatedStep, FitOptions, SharedBottom, SumStep, fit, fit_singles
 from taskloom.deep._batches import RowDealer, TaskTensors
 from taskloom.deep._fit import _joint_feed, _stacked_loop, new_net
 from taskloom.deep._loop import FitLoop, make_fabric
@@ -200,6 +200,17 @@ def frozen(net):
         (lambda net, a, b: fit(net, a, b, seed=-1), OptionError, "`seed`=-1"),
         (lambda net, a, b: fit(net, a, b, seed=None), OptionError, "`seed`=None"),
         (lambda net, a, b: fit(net, a, b, seed=1.5), OptionError, "`seed`=1.5"),
+        (lambda net, a, b: fit(net, a, b, update="pcgrad"), OptionError, "`update`='pcgrad' makes no update step; give what"),
+        (lambda net, a, b: fit(net, a, b, update=None), OptionError, "`update`=None makes no update step"),
+        (lambda net, a, b: fit(net, a, b, update=torch.optim.Adam), OptionError, "`update`=<class .*Adam'> makes no update"),
+        (lambda net, a, b: fit(net, a, b, update=made(net)), OptionError, "`update` is a SumStep that is made already; give"),
+        (lambda net, a, b: fit(net, a, b, update=AggregatedStep), OptionError, "the fabric .missing .* 'aggregator'.; give"),
+        (
+            lambda net, a, b: fit(net, a, b, update=lambda optimizer: None),
+            OptionError,
+            "cannot be called with an optimizer and",
+        ),
+        (lambda net, a, b: fit(net, a, b, update=lambda *_: 3), OptionError, "made a int; let it give back an `UpdateStep`"),
         (lambda net, a, b: fit(net, a, narrower(b)), DataError, r"rows of shape \(9,\), `train` of \(10,\)"),
         (lambda net, a, b: fit(net, a, renamed(b)), DataError, "`validation` is of the tasks other"),
         (lambda net, a, b: fit(net, a, shared(b)), DataError, "`validation` has shared rows and `train` own rows"),
@@ -218,6 +229,10 @@ def test_what_cannot_be_fitted_is_refused_before_any_work(call, error, match, ow
         call(net, train, validation)
     assert_same(before, dict(net.state_dict()))
     assert net.training
+
+
+def made(net):
+    return SumStep(torch.optim.SGD(net.parameters()), None)
 
 
 def narrower(data):

@@ -22,7 +22,7 @@ from taskloom.deep._losses import TaskLosses
 from taskloom.deep._nets import NetFactory, OwnRowsNet, SharedRowsNet, check_factory, check_outputs
 from taskloom.deep._options import FitOptions, check_options
 from taskloom.deep._stacked import StackedNets
-from taskloom.deep._update import SumStep, UpdateStep
+from taskloom.deep._update import SumStep, UpdateStep, check_update
 from taskloom.tasks import Array, Curve, FitError, OptionError, Task, TaskData, check_positive, check_whole
 
 DEFAULT_RATE = 1e-3
@@ -76,7 +76,7 @@ def fit(
 
     Raises:
         OptionError: a net that does not fit rows or tasks, that has nothing to train or that the update step cannot serve;
-            options or a seed that are none.
+            options, a seed or an update that are none.
         DataError: features that are not finite, or validation rows of other tasks or of another shape.
         ModelFileError: a checkpoint that is damaged or belongs to another net.
 
@@ -91,6 +91,7 @@ def fit(
     """
     options = FitOptions() if options is None else options
     _check_call(options, seed, train, validation)
+    check_update(update)
     check_outputs(net, train.X.shape[1:], train.tasks)
     if not any(weight.requires_grad for weight in net.parameters()):
         raise OptionError(f"`net`={type(net).__name__} has no parameter that requires a gradient: there is nothing to train")
@@ -105,6 +106,8 @@ def fit(
     with session(seed, dtype_of(options)):
         feed, origin = _joint_feed(*tensors, options, seed), _origin(train, validation, options, seed) if checkpoint else ""
         step = update(optimizer, fabric)
+        if not isinstance(step, UpdateStep):
+            raise OptionError(f"`update`={update!r} made a {type(step).__name__}; let it give back an `UpdateStep`")
         step.meet(net)
         loop = FitLoop(module, step, feed, options, origin)
         loop.run(Path(checkpoint) if checkpoint is not None else None)

@@ -5,6 +5,7 @@ Letters: K tasks (or nets side by side).
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,35 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from taskloom.tasks import OptionError
+
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+
+def check_update(update: Any) -> None:
+    """Refuse what cannot make an update step.
+
+    Args:
+        update: what is to make one of an optimizer and the fabric.
+
+    Raises:
+        OptionError: a name, a step that is made already, another class, or a function of other arguments.
+    """
+    remedy = "give what makes an update step of an optimizer and the fabric, such as `SumStep` or a function of the two"
+    if isinstance(update, UpdateStep):
+        raise OptionError(f"`update` is a {type(update).__name__} that is made already; {remedy}")
+    if not callable(update) or (isinstance(update, type) and not issubclass(update, UpdateStep)):
+        raise OptionError(f"`update`={update!r} makes no update step; {remedy}")
+    try:
+        inspect.signature(update).bind(None, None)
+    except ValueError:
+        # What is not written in Python may not tell its arguments.
+        return
+    except TypeError as error:
+        raise OptionError(
+            f"`update`={update!r} cannot be called with an optimizer and the fabric ({error}); {remedy}"
+        ) from error
 
 
 class UpdateStep(ABC):
