@@ -72,6 +72,20 @@ def test_who_is_hurt_is_said_and_the_rest_left_undecided():
     assert all(verdict.gain == 0 for verdict in result.verdicts if verdict.word == "undecided")
 
 
+def test_a_headline_that_names_one_of_several_recipes_says_that_it_was_picked():
+    options = StudyOptions(budget=1, cache=False)
+    several = study(
+        GROUPS_RMSE, [ShiftedRecipe(hurt=(1, 4)), ShiftedRecipe(hurt=(1,), title="other")], seeds=6, options=options
+    )
+    assert "`shifted` hurt 2 of 6 tasks" in several.words()[0]
+    picked = "That is the most striking of 2 recipes, picked by these very scores: nothing is corrected for their number."
+    assert several.words()[1] == picked
+    alone = study(GROUPS_RMSE, [ShiftedRecipe(hurt=(1, 4))], seeds=6, options=options)
+    nobody = study(GROUPS_RMSE, [ShiftedRecipe(), ShiftedRecipe(title="other")], seeds=6, options=options)
+    assert "No recipe is shown" in nobody.words()[0]
+    assert not any(picked[:30] in sentence for result in (alone, nobody) for sentence in result.words())
+
+
 def test_learning_together_helps_where_it_must(related_tasks):
     result = study(related_tasks, FAST_RECIPES[1:], seeds=10, options=StudyOptions(budget=2, cache=False))
     summary = result.summaries[1]

@@ -15,7 +15,14 @@ from taskloom.study._compare import RecipeInfo, Summary, Verdict, compare
 from taskloom.study._controls import Contrast, contrast
 from taskloom.study._options import StudyOptions
 from taskloom.study._unit import Unit
-from taskloom.study._words import contrast_sentence, overall_sentence, recipe_sentence, recommended, seeds_sentence
+from taskloom.study._words import (
+    contrast_sentence,
+    overall_sentence,
+    picked_sentence,
+    recipe_sentence,
+    recommended,
+    seeds_sentence,
+)
 from taskloom.tasks import DataError, Task
 
 RESULTS_FORMAT = "taskloom-study"
@@ -78,12 +85,17 @@ class Outcome:
         return next(info.label for info in self.recipes if info.is_baseline) if best is None else best.recipe
 
     def words(self) -> list[str]:
-        """The outcome in sentences: one overall, one for each recipe that is no baseline, and one for each control of one."""
+        """The outcome in sentences: one overall, one for each recipe that is no baseline, and one for each control of one.
+
+        Where the first names one of several recipes, the second says what that is worth.
+        """
         summaries = {summary.recipe: summary for summary in self.summaries}
         errors = {unit.recipe: unit.error for unit in self.units if unit.error}
         baselines = {info.label for info in self.recipes if info.is_baseline}
+        headline = overall_sentence(self.summaries, self.verdicts, len(self.seeds))
         sentences = [
-            overall_sentence(self.summaries, self.verdicts, len(self.seeds)),
+            headline,
+            picked_sentence(headline, self.summaries),
             *(
                 recipe_sentence(summary, self.verdicts_of(summary.recipe), errors.get(summary.recipe, ""))
                 for summary in self.summaries

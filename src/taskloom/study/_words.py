@@ -117,6 +117,21 @@ def overall_sentence(summaries: Sequence[Summary], verdicts: Sequence[Verdict], 
     return _on_average([summary for summary in compared if not summary.failed])
 
 
+def picked_sentence(headline: str, summaries: Sequence[Summary]) -> str:
+    """What it is worth that a headline names one of several recipes; empty where it names none, or there is only one.
+
+    Examples:
+        >>> found = [Summary(name, "single", 1, 0, 2, 0.1, 0.0, 0.2, (), 1.0, 10, 30, 5.0) for name in ("joint", "uw", "dwa")]
+        >>> picked_sentence("Learning together pays here: `uw` helped 1 of 3 tasks.", found)
+        'That is the most striking of 3 recipes, picked by these very scores: nothing is corrected for their number.'
+    """
+    compared = [summary for summary in summaries if summary.baseline]
+    if len(compared) < 2 or not any(f"`{summary.recipe}`" in headline for summary in compared):
+        return ""
+    most = f"That is the most striking of {len(compared)} recipes"
+    return f"{most}, picked by these very scores: nothing is corrected for their number."
+
+
 def seeds_sentence(summaries: Sequence[Summary], n_seeds: int) -> str:
     """What more seeds could decide; empty where there are enough, where everything is decided, or for one task.
 
