@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import sys
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -69,7 +70,8 @@ def _carry_out(
         job = read_job(file)
         job = job if out is None else dataclasses.replace(job, out=out.absolute())
         try:
-            with _progress(job.name) as watch:
+            # Ray prints news of its machines: standard output is for the result.
+            with redirect_stdout(sys.stderr), _progress(job.name) as watch:
                 result = run_job(job, engine, resume=resume, watch=watch, ray=RayOptions(*cluster))
         except KeyboardInterrupt:
             chosen = {"--engine": engine, "--address": cluster[0], "--namespace": cluster[1], "--out": out}
