@@ -3,8 +3,18 @@
 Letters: K tasks, n rows of a task, d features.
 """
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import numpy as np
 import polars as pl
+import psutil
+import yaml
+from safetensors import safe_open
 from scipy.io import loadmat
 
 from taskloom.engines import load_rows, read_job
@@ -72,3 +82,34 @@ def relative_gap(job, W):
     solution = minimize(problem, penalty, solver=Fista(), options=SolverOptions(tol=1e-10, max_iter=100_000))
     best, found = (certify(problem, penalty, each).objective for each in (solution.W, W))
     return abs(found - best) / abs(best)
+
+
+def saved_updates(job):
+    """How far the last save is; 0 without one."""
+    try:
+        with safe_open(job.checkpoint / "coordinator.safetensors", framework="np") as file:
+            return json.loads(file.metadata()["state"])["version"]
+    except (OSError, ValueError):
+        return 0
+
+
+def interrupt(job, *options):
+    """Carry a job out by `taskloom sites run` and interrupt it, as a terminal does: all of its group are.
+
+    Returns:
+        Its exit code, what it said on standard error, and the processes that it has left behind.
+    """
+    path = job.out.parent / "job.yml"
+    path.write_text(yaml.safe_dump(job.to_dict(tables=True)), encoding="utf-8")
+    start = [sys.executable, "-m", "taskloom", "sites", "run", str(path), *options]
+    settings = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(start, stderr=subprocess.PIPE, env=settings, text=True, start_new_session=True) as process:
+        while saved_updates(job) < 50:
+            assert process.poll() is None
+            time.sleep(0.05)
+        started = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, signal.SIGINT)
+        told = process.communicate(timeout=60)[1]
+    assert started, "somebody has taken part"
+    left = psutil.wait_procs(started, timeout=10)[1]
+    return process.returncode, told, [each for each in left if each.status() != psutil.STATUS_ZOMBIE]

@@ -352,3 +352,20 @@ def test_a_job_with_too_few_sites_left_ends_with_a_model_and_says_so(slow_job):
     assert result["status"] == "too few sites"
     assert "2 of 3 sites are left, need 3; lost south: silent for" in result["message"]
     assert coefficients(job.out).shape == (job.n_features, 4), "the tasks of those who could say their intercepts"
+
+
+@takes_minutes
+def test_an_interrupt_of_the_submission_ends_the_job_at_the_server_and_it_is_resumed_to_the_optimum(slow_job):
+    job, federation, saved = slow_job()
+    submission = Submission(job, federation.admin)
+    until(saved.exists)
+    submission.process.send_signal(signal.SIGINT)
+    assert submission.process.communicate(timeout=90)[0] == ""
+    assert submission.process.returncode == 130
+    again = f"taskloom sites submit {job.out.parent / 'submission.yml'} --resume --kit {federation.admin}"
+    assert f"stopped; go on with `{again}`" in submission.said()
+    until(lambda: all(len(federation.processes(name)) == 1 for name in (SERVER, *federation.sites)))
+    assert saved.exists()
+    result = Submission(job, federation.admin, "--resume").result()
+    assert (result["status"], len(result["jobs"])) == ("converged", 1)
+    assert gap(job) < 1e-6

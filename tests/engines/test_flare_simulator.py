@@ -51,6 +51,16 @@ def test_the_simulator_finds_the_optimum_of_logistic_losses_from_the_command_lin
 
 
 @takes_minutes
+@pytest.mark.parametrize("method", ["smtl", "smtl-fista"])
+def test_the_simulator_finds_the_optimum_by_methods_in_which_all_wait_for_all(method, tmp_path):
+    job = write_job(tmp_path / "job", make_pairs(), method=method)
+    result = simulate(job)
+    assert (result.status, {site["state"] for site in result.values["sites"].values()}) == ("converged", {"done"})
+    assert len({site["updates"] for site in result.values["sites"].values()}) == 1, "each has taken part in every round"
+    assert gap(job) < 1e-6
+
+
+@takes_minutes
 def test_a_site_that_cannot_read_its_table_is_reported_and_the_run_that_was_saved_goes_on_when_it_can(tmp_path):
     job = write_job(tmp_path / "job", make_pairs(), min_sites=2)
     table = job.tables["south"].data

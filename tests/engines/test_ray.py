@@ -8,7 +8,7 @@ import numpy as np
 import psutil
 import pytest
 import yaml
-from engine_jobs import SITES, landmine_pairs, make_pairs, relative_gap, school_pairs, write_job
+from engine_jobs import SITES, interrupt, landmine_pairs, make_pairs, relative_gap, school_pairs, write_job
 from typer.testing import CliRunner
 
 import taskloom
@@ -63,8 +63,9 @@ def test_ray_has_the_optimum_of_the_solver(data, real_data, tmp_path):
 
 
 @takes_long
-def test_the_command_runs_a_job_on_a_cluster_by_its_address(tmp_path):
-    job = write_job(tmp_path, make_pairs(), method="smtl-fista")
+@pytest.mark.parametrize("method", ["smtl", "smtl-fista"])
+def test_the_command_runs_a_job_in_which_all_wait_for_all_on_a_cluster_by_its_address(method, tmp_path):
+    job = write_job(tmp_path, make_pairs(), method=method)
     path = tmp_path / "job.yml"
     path.write_text(yaml.safe_dump(job.to_dict(tables=True)), encoding="utf-8")
     options = ["--engine", "ray", "--address", "auto", "--namespace", NAMESPACE, "--json"]
@@ -98,6 +99,16 @@ def test_a_site_and_the_coordinator_are_killed_and_the_job_ends_at_the_optimum(t
     assert result.status == "limit reached"
     assert all(site.updates >= 1000 and site.state == "done" for site in result.sites.values())
     assert relative_gap(job, result.run.W) < 1e-6
+
+
+@takes_long
+def test_an_interrupt_ends_all_that_ray_has_started_and_says_how_to_go_on(tmp_path):
+    job = write_job(tmp_path, make_pairs(), tol=0, checkpoint_every=10)
+    code, told, left = interrupt(job, "--engine", "ray")
+    assert code == 130
+    assert f"stopped; go on with `taskloom sites resume {tmp_path / 'job.yml'} --engine ray`" in told
+    assert left == []
+    assert run_job(write_job(tmp_path, make_pairs()), resume=True).converged
 
 
 @takes_long

@@ -14,8 +14,7 @@ import numpy as np
 import polars as pl
 import pytest
 import yaml
-from engine_jobs import SITES, landmine_pairs, make_pairs, relative_gap, school_pairs, write_job
-from safetensors import safe_open
+from engine_jobs import SITES, interrupt, landmine_pairs, make_pairs, relative_gap, saved_updates, school_pairs, write_job
 from typer.testing import CliRunner
 
 import taskloom
@@ -290,15 +289,6 @@ def test_the_command_ends_with_one_sentence_and_a_code(tmp_path):
     assert "too few sites: 2 of 3 sites are left, need 3" in done.stdout.replace("\n", " ")
 
 
-def saved_updates(job):
-    """How far the last save is; 0 without one."""
-    try:
-        with safe_open(job.checkpoint / "coordinator.safetensors", framework="np") as file:
-            return json.loads(file.metadata()["state"])["version"]
-    except (OSError, ValueError):
-        return 0
-
-
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_a_coordinator_that_is_killed_is_resumed_from_its_checkpoint(how, code, tmp_path):
     job = write_job(tmp_path, make_pairs(), tol=0, checkpoint_every=10)
@@ -322,3 +312,12 @@ def test_a_coordinator_that_is_killed_is_resumed_from_its_checkpoint(how, code, 
     model = taskloom.load_model(job.out / "model")
     W = model.predictor.state()[0]["coefficients"]
     assert relative_gap(job, W) < 1e-6
+
+
+def test_an_interrupt_ends_the_processes_of_all_sites_and_says_how_to_go_on(tmp_path):
+    job = write_job(tmp_path, make_pairs(), tol=0, checkpoint_every=10)
+    code, told, left = interrupt(job, "--engine", "processes")
+    assert code == 130
+    assert f"stopped; go on with `taskloom sites resume {tmp_path / 'job.yml'} --engine processes`" in told
+    assert left == []
+    assert run_job(write_job(tmp_path, make_pairs()), resume=True).converged
