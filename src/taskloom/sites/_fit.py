@@ -21,7 +21,7 @@ from taskloom.sites._make import make_coordinator, site_makers
 from taskloom.sites._methods import Method, get_method
 from taskloom.sites._processes import ProcessesTransport
 from taskloom.sites._result import SitesResult
-from taskloom.sites._session import Recorder, Session
+from taskloom.sites._session import Observer, Recorder, Session
 from taskloom.sites._settings import RunSettings, Settings
 from taskloom.sites._simulated import SimulatedTransport
 from taskloom.sites._site import Site
@@ -85,6 +85,8 @@ def fit(
     sites = read_sites(data, LossOptions(loss, scale, fit_intercept), run.sites)
     check_sites(run.law, run.faults, sites.sites)
     carrier = _transport(transport, run)
+    if run.give_up is not None and isinstance(carrier, ThreadsTransport | SimulatedTransport):
+        raise OptionError("`give_up` is for sites that can hang by themselves, in processes; use transport='processes'")
     if run.withhold and chosen.local == "gradient" and run.step is None:
         raise OptionError("`withhold` keeps the curvatures that gradient steps need; use method='local-prox', or give `step`")
     if chosen.local == "gradient" and run.step is None and any(np.isinf(loss.curvature) for loss in sites.labels.losses):
@@ -98,7 +100,7 @@ def fit(
         Recorder(run.look_every or len(sites.sites), partial(certify, sites.problem, penalty), run.gap),
         save=None if path is None else partial(save_coordinator, path=path),
         save_every=run.checkpoint_every,
-        callback=run.callback,
+        callback=run.callback if run.give_up is None else partial(_give_up, limit=run.give_up, callback=run.callback),
     )
     if isinstance(carrier, SimulatedTransport) and run.faults.coordinator_crashes:
         if path is None:
@@ -121,6 +123,17 @@ def _settings(given: RunSettings) -> Settings:
     if strange is not None:
         raise unknown("setting", strange, RunSettings.__annotations__)
     return Settings(**given)
+
+
+def _give_up(session: Session, limit: float, callback: Observer | None) -> None:
+    """Wait no longer for sites that have owed a word for too long; one that itself waits for an answer owes none."""
+    for name, site in session.coordinator.sites.items():
+        asked_at = 0.0 if np.isnan(site.seen_at) else site.asked_at
+        silence = session.now - asked_at if not asked_at < site.seen_at else 0.0
+        if silence > limit and not session.has_ended(name):
+            session.fail(name, f"silent for {silence:.0f} s")
+    if callback is not None:
+        callback(session)
 
 
 def _revive(session: Session, make: Callable[[], Coordinator], path: Path) -> None:

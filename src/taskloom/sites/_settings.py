@@ -42,6 +42,8 @@ class RunSettings(TypedDict, total=False):
         release: what becomes of columns before they leave a site: see `GaussianRelease`; each site has noise of its own. Such a
             run ends by `max_rounds`, `max_updates` or `gap`, never by `tol`.
         withhold: whether curvatures and intercepts stay at the sites: see `Withheld`. For `local-prox`, or with `step`.
+        give_up: seconds without a word of a site that owes one, after which it counts as lost until it is heard of again; None
+            to wait for ever. More than a site's longest step and its start. For `processes`.
     """
 
     sites: Mapping[str, Sequence[str]] | None
@@ -62,6 +64,7 @@ class RunSettings(TypedDict, total=False):
     look_every: int | None
     release: GaussianRelease | None
     withhold: bool
+    give_up: float | None
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class Settings:
     look_every: int | None = None
     release: GaussianRelease | None = None
     withhold: bool = False
+    give_up: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_updates", "max_rounds", "checkpoint_every", "look_every"):
@@ -98,7 +102,13 @@ class Settings:
                 raise OptionError(f"`{name}`={value!r}: need a whole number of at least 1")
         if not is_whole(self.seed, 0):
             raise OptionError(f"`seed`={self.seed!r}: need a whole number of 0 or more")
-        for name, least in (("tol", "0 or more"), ("gap", "0 or more"), ("step", "above 0"), ("unit", "above 0")):
+        for name, least in (
+            ("tol", "0 or more"),
+            ("gap", "0 or more"),
+            ("step", "above 0"),
+            ("unit", "above 0"),
+            ("give_up", "above 0"),
+        ):
             value = getattr(self, name)
             if value is not None and not (is_number(value) and 0 <= value < np.inf and (value > 0 or least == "0 or more")):
                 raise OptionError(f"`{name}`={value!r}: need a number {least}")
