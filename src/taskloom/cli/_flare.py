@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from taskloom.cli import _options as opt
-from taskloom.cli._jobs import short, tell, tell_stopped
+from taskloom.cli._jobs import Out, short, tell, tell_stopped
 from taskloom.cli._show import print_json, user_errors, wide_console
 
 ProjectFile = Annotated[
@@ -27,7 +27,6 @@ Kit = Annotated[Path, typer.Option("--kit", help="Start-up kit of an administrat
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that was saved.")]
 Resubmissions = Annotated[int, typer.Option("--resubmissions", help="How often to submit the job again when it breaks.")]
 Wait = Annotated[float, typer.Option("--wait", help="Seconds to wait for the server, and for sites that are away.")]
-Out = Annotated[Path | None, typer.Option("--out", help="Folder for model, report and result.", show_default="as the job says")]
 
 
 def provision(project: ProjectFile, out: KitsFolder = Path("kits"), json: opt.Json = False) -> None:

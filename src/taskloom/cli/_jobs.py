@@ -31,7 +31,14 @@ Address = Annotated[
 Namespace = Annotated[str, typer.Option("--namespace", help="Of the names of Ray's actors.")]
 # Options that need not be said again.
 USUAL = {"--engine": "threads", "--namespace": "taskloom", "--resubmissions": 5, "--wait": 60.0}
-Out = Annotated[Path | None, typer.Option("--out", help="Folder for model, report and result.", show_default="as the job says")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        help="Folder for model, report and result. Saves to resume from stay where the job has them.",
+        show_default="as the job says",
+    ),
+]
 
 
 def run(
