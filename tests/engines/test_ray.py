@@ -102,6 +102,23 @@ def test_a_site_and_the_coordinator_are_killed_and_the_job_ends_at_the_optimum(t
 
 
 @takes_long
+def test_a_coordinator_that_is_killed_after_the_last_goodbye_hears_the_sites_again_and_converges(tmp_path):
+    job, killed = write_job(tmp_path, make_pairs()), []
+
+    def watch(progress):
+        if not killed and set(progress.states.values()) == {"done"}:
+            killed.append(progress.updates)
+            ray.kill(actor_of(job, "coordinator"), no_restart=False)
+
+    result = run_job(job, "ray", ray=HERE, watch=watch)
+    assert killed
+    assert (result.status, result.modelled) == ("converged", job.tasks)
+    assert result.run.updates > killed[0]
+    assert relative_gap(job, result.run.W) < 1e-6
+    assert list(job.checkpoint.iterdir()) == []
+
+
+@takes_long
 def test_an_interrupt_ends_all_that_ray_has_started_and_says_how_to_go_on(tmp_path):
     job = write_job(tmp_path, make_pairs(), tol=0, checkpoint_every=10)
     code, told, left = interrupt(job, "--engine", "ray")

@@ -78,8 +78,7 @@ def run_on_ray(job: Job, options: RayOptions, *, resume: bool, watch: Watch | No
         run = _Run(ray, job, options)
         try:
             run.start(resume=resume)
-            run.coordinate(watch)
-            result: JobResult = run.ask("collect")
+            result = run.coordinate(watch)
             result.save()
             if result.converged:
                 run.ask("forget")
@@ -142,9 +141,9 @@ class RayCoordinator:
         desk.look()
         return desk.progress(), desk.is_done
 
-    def collect(self) -> JobResult:
-        """What the run leaves behind."""
-        return self.desk.collect("ray")
+    def collect(self) -> JobResult | None:
+        """What the run leaves behind; None if this coordinator came up after its end, and has to hear the sites again."""
+        return self.desk.collect("ray") if self.desk.is_done else None
 
     def forget(self) -> None:
         """Delete the checkpoint."""
@@ -221,9 +220,11 @@ class _Run:
         self.ask("check", resume=resume)
         for site, table in self.job.tables.items():
             pinned = {"resources": {f"site:{site}": 1}} if f"site:{site}" in resources else {}
-            actor = self._actor(RaySite, f"site/{site}", pinned | {"max_task_retries": -1}).remote(self.job, table)
-            self.sites[site] = actor
-            self._running[actor.serve.remote(self.coordinator)] = site
+            self.sites[site] = self._actor(RaySite, f"site/{site}", pinned | {"max_task_retries": -1}).remote(self.job, table)
+            self._serve(site)
+
+    def _serve(self, site: str) -> None:
+        self._running[self.sites[site].serve.remote(self.coordinator)] = site
 
     def _actor(self, kind: type, name: str, options: dict[str, Any]) -> Any:
         full = f"{self.job.name}/{name}"
@@ -242,15 +243,23 @@ class _Run:
             return False
         return True
 
-    def coordinate(self, watch: Watch | None) -> None:
-        """Until the run is over."""
+    def coordinate(self, watch: Watch | None) -> JobResult:
+        """Until the run is over, and what it leaves behind."""
         while True:
             self._hear_ends()
             progress, is_done = self.ask("look", self.ended)
             if watch is not None:
                 watch(progress)
-            if is_done:
-                return
+            if is_done and (result := self.ask("collect")) is not None:
+                return result
+            self._call_back(progress)
+
+    def _call_back(self, progress: Progress) -> None:
+        """A coordinator that died at the end, and came up from a save, needs sites again that have left."""
+        serving = {*self._running.values(), *self.ended}
+        for site in self.sites:
+            if site not in serving and progress.states[site] != "done":
+                self._serve(site)
 
     def _hear_ends(self) -> None:
         """Wait a moment for sites that end, and note why those did that had to."""
