@@ -24,18 +24,21 @@ pytestmark = [
 
 # The machine of whoever starts a job, with Ray's head; it has a site of its own as well.
 HEAD = "west"
+# One without Ray's processes, and the port at which the head serves such.
+OUTSIDE, CLIENT_PORT = "office", 10001
 
 
 @pytest.fixture(scope="module")
 def machines(tmp_path_factory):
-    """One for each site, with Ray on it."""
+    """One for each site, with Ray on it, and one outside of the cluster."""
     reason = why_no_machines()
     if reason:
         pytest.skip(reason)
-    each = Machines(tmp_path_factory.mktemp("machines"), [HEAD, *(name for name in SITES if name != HEAD)])
+    each = Machines(tmp_path_factory.mktemp("machines"), [HEAD, *(name for name in SITES if name != HEAD), OUTSIDE])
     try:
         for name in each.addresses:
-            start_ray(each, name)
+            if name != OUTSIDE:
+                start_ray(each, name)
         yield each
     finally:
         each.close()
@@ -51,11 +54,12 @@ class Run:
     Args:
         machines: that it runs on.
         name: of the job.
+        at: machine of the command.
         settings: of the job.
     """
 
-    def __init__(self, machines, name, **settings):
-        self.machines, self.name = machines, name
+    def __init__(self, machines, name, at=HEAD, **settings):
+        self.machines, self.name, self.at = machines, name, at
         self.job = write_job(machines.folder / "all", make_pairs(), **settings)
         for site in SITES:
             shutil.move(machines.folder / "all" / f"{site}.parquet", machines.folder / site / "rows.parquet")
@@ -64,7 +68,7 @@ class Run:
     @property
     def here(self):
         """What the machine of the command sees as its own."""
-        return self.machines.folder / HEAD
+        return self.machines.folder / self.at
 
     def begin(self, how, **settings):
         """`taskloom sites run`, or `resume`."""
@@ -72,9 +76,12 @@ class Run:
         for site in told["sites"].values():
             site["data"] = f"{OWN}/rows.parquet"
         (self.here / f"{self.name}.yml").write_text(yaml.safe_dump(told), encoding="utf-8")
-        where = ["--engine", "ray", "--address", f"{self.machines.addresses[HEAD]}:{PORT}", "--json"]
-        command = [sys.executable, "-m", "taskloom", "sites", how, f"{OWN}/{self.name}.yml", *where]
-        self.process = self.machines.popen(HEAD, *command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        head = self.machines.addresses[HEAD]
+        where = f"ray://{head}:{CLIENT_PORT}" if self.at == OUTSIDE else f"{head}:{PORT}"
+        command = [sys.executable, "-m", "taskloom", "sites", how, f"{OWN}/{self.name}.yml", "--engine", "ray", "--json"]
+        self.process = self.machines.popen(
+            self.at, *command, "--address", where, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
 
     def await_sites(self):
         """Until each is at work, on its own machine; all read their rows at the same path, where others have other tasks'."""
@@ -85,9 +92,11 @@ class Run:
             time.sleep(0.1)
 
     def saved(self):
-        """Updates of the last save."""
+        """Updates of the last save, at the coordinator."""
         try:
-            with safe_open(self.here / self.name / "saved" / "coordinator.safetensors", framework="np") as file:
+            with safe_open(
+                self.machines.folder / HEAD / self.name / "saved" / "coordinator.safetensors", framework="np"
+            ) as file:
                 return json.loads(file.metadata()["state"])["version"]
         except (OSError, ValueError):
             return 0
@@ -134,6 +143,16 @@ def test_each_site_learns_on_its_own_machine_and_the_optimum_is_found(machines):
     assert (result["status"], {site["state"] for site in result["sites"].values()}) == ("converged", {"done"})
     assert run.gap() < 1e-6
     assert [sites_on(machines, name) for name in SITES] == [[], [], []]
+
+
+def test_a_command_outside_of_the_cluster_has_the_result_and_the_head_the_saves(machines):
+    run = Run(machines, "outside", at=OUTSIDE, **SLOW | {"relaxation": 0.05})
+    run.await_sites()
+    result = run.result()
+    assert run.process.returncode == 0
+    assert (result["status"], result["out"]) == ("converged", f"{OWN}/outside")
+    assert run.gap() < 1e-6
+    assert not (run.here / "outside" / "saved").exists()
 
 
 @pytest.mark.parametrize(
