@@ -190,6 +190,25 @@ def test_a_silent_site_is_shown_then_given_up_and_others_go_on(tmp_path):
         result.predict(np.zeros((1, 5)), "task 5")
 
 
+def test_sites_that_wait_for_one_that_hangs_are_not_silent_themselves(tmp_path):
+    job = write_job(tmp_path, make_pairs(), method="smtl", patience=5, give_up=50)
+    clock = Clock()
+    desk = Desk(job, clock=clock)
+    sites = {name: make_job_site(job.tables[name], job) for name in job.sites}
+    # All are answered at once when the last of them has joined.
+    for name in ("north", "south", "west", "north", "south"):
+        reply = desk.ask(encode(sites[name].pending), timeout=0)
+        if reply != LATER:
+            sites[name].take(decode(reply))
+    for name in ("north", "south"):
+        assert desk.ask(encode(sites[name].pending), timeout=0) == LATER
+    clock.now = 55.0
+    desk.look()
+    states = desk.progress().states
+    assert states == {"north": "there", "south": "there", "west": "lost: silent for 55 s"}
+    assert "all others wait for it" in desk.session.message
+
+
 def run_out_of(desk, sites, names):
     """Some sites in turn, until they may go."""
     left = list(names)

@@ -123,7 +123,7 @@ class JobSession(Session):
             self.lock.release()
 
     def look(self, now: float) -> None:
-        """Give up sites that have not been heard of for too long.
+        """Give up sites that have owed a word for too long.
 
         Args:
             now: of the session's clock.
@@ -134,8 +134,9 @@ class JobSession(Session):
         # At the end a site has but its last word to say.
         limit = self.job.give_up if self._over_at is None else min(self.job.give_up, self.job.patience)
         for name in self.coordinator.sites:
-            if name not in self.failed and self._silence(name) > limit:
-                self.fail(name, f"silent for {self._silence(name):.0f} s")
+            silence = self.silence(name, self._over_at or 0.0)
+            if silence > limit:
+                self.fail(name, f"silent for {silence:.0f} s")
 
     def progress(self) -> Progress:
         """How far it is."""
@@ -158,13 +159,6 @@ class JobSession(Session):
             return self.coordinator.verdict()
         return f"{self.ended[0]}: {self.ended[1]}; the model is that of {self.coordinator.version} updates"
 
-    def _silence(self, name: str) -> float:
-        """Seconds since a site was last heard of, or could have been; 0 for one from which nothing more is to come."""
-        site = self.coordinator.sites[name]
-        if site.intercepts is not None:
-            return 0.0
-        return self.now - max(0.0 if math.isnan(site.seen_at) else site.seen_at, self._over_at or 0.0)
-
     def _state(self, name: str) -> str:
         site = self.coordinator.sites[name]
         if name in self.failed:
@@ -173,7 +167,7 @@ class JobSession(Session):
             return "done"
         if math.isnan(site.seen_at):
             return "not yet there"
-        return "silent" if self._silence(name) > self.job.patience else "there"
+        return "silent" if self.silence(name) > self.job.patience else "there"
 
     def _save(self, coordinator: Coordinator) -> None:
         counted = {"in": dict(self.bytes_in), "out": dict(self.bytes_out)}

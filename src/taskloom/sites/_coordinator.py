@@ -191,6 +191,10 @@ class Coordinator(ABC):
         due = list(self._waiting) if self.is_over else self._due(list(self._waiting))
         return [self._answer(name, self._waiting.pop(name), now) for name in due]
 
+    def is_waiting(self, name: str) -> bool:
+        """Whether a site is owed an answer."""
+        return name in self._waiting
+
     def stop(self) -> None:
         """End the run: every site is told with its next answer."""
         self.is_over = True

@@ -126,11 +126,10 @@ def _settings(given: RunSettings) -> Settings:
 
 
 def _give_up(session: Session, limit: float, callback: Observer | None) -> None:
-    """Wait no longer for sites that have owed a word for too long; one that itself waits for an answer owes none."""
-    for name, site in session.coordinator.sites.items():
-        asked_at = 0.0 if np.isnan(site.seen_at) else site.asked_at
-        silence = session.now - asked_at if not asked_at < site.seen_at else 0.0
-        if silence > limit and not session.has_ended(name):
+    """Wait no longer for sites that have owed a word for too long."""
+    for name in session.coordinator.sites:
+        silence = session.silence(name)
+        if silence > limit:
             session.fail(name, f"silent for {silence:.0f} s")
     if callback is not None:
         callback(session)

@@ -5,6 +5,7 @@ Letters: K tasks, d features, W (d, K) the model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -145,6 +146,18 @@ class Session:
     def has_ended(self, name: str) -> bool:
         """Whether nothing more is to come from a site: it has parted, or failed."""
         return name in self.failed or self.coordinator.sites[name].intercepts is not None
+
+    def silence(self, name: str, since: float = 0.0) -> float:
+        """Seconds for which a site has owed a word; 0 for one that waits for an answer itself, or has ended.
+
+        Args:
+            name: of the site.
+            since: clock from which on to count.
+        """
+        if self.has_ended(name) or self.coordinator.is_waiting(name):
+            return 0.0
+        asked_at = self.coordinator.sites[name].asked_at
+        return self.now - max(since, 0.0 if math.isnan(asked_at) else asked_at)
 
     @property
     def notes(self) -> list[str]:
