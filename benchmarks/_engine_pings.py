@@ -27,6 +27,9 @@ from taskloom.sites import Answer, ProcessesTransport, Recorder, Session, Thread
 
 NEVER = 10**12
 
+# Of sites, with d numbers a message, for so many trips each, whose seconds are left in a folder.
+App = Callable[[list[str], int, int, str], None]
+
 
 class Pinger:
     """A site without rows: whatever it is answered, it sends a column at once, and notes how long the answer took."""
@@ -167,58 +170,59 @@ def call_by_pipe(line: Any, name: str, d: int, trips: int, folder: str) -> None:
     _call_on(call, meet, name, d, trips, folder)
 
 
-class RayEcho:
-    """A bare server."""
+class RayServer(RayCoordinator):
+    """A coordinator that can be a bare server as well."""
 
-    def __init__(self, callers: int) -> None:
-        self.barrier = threading.Barrier(callers)
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self.barrier = threading.Barrier(len(job.sites))
 
     def meet(self) -> None:
         """Wait for all callers."""
         self.barrier.wait()
 
-    def ask(self, raw: bytes) -> bytes:
+    def echo(self, raw: bytes) -> bytes:
         """The same."""
         return raw
 
 
-class RayCaller:
-    """A bare caller."""
-
-    def serve(self, server: Any, name: str, d: int, trips: int, folder: str) -> None:
-        """All trips."""
-        import ray
-
-        def call(value: np.ndarray) -> np.ndarray:
-            return np.frombuffer(ray.get(server.ask.remote(value.tobytes())))
-
-        _call_on(call, lambda: ray.get(server.meet.remote()), name, d, trips, folder)
-
-
 class RayPinger(RaySite):
-    """A site of a job, but for its rows."""
+    """A site of a job, but for its rows, that can be a bare caller as well."""
 
     def serve(self, coordinator: Any) -> str:
-        """All trips."""
-        site, d, folder = self.table
+        """All trips to a coordinator."""
+        site, d, _, folder, _ = self.table
         take_part(Pinger(site, d, folder), _Line(coordinator, self.job))
         return ""
 
+    def call(self, server: Any) -> None:
+        """All trips to a bare server."""
+        import ray
 
-def on_ray(is_ours: bool, names: list[str], d: int, trips: int, folder: str) -> None:
-    """Taskloom's application on a Ray that is there, or a bare one."""
+        def ask(value: np.ndarray) -> np.ndarray:
+            return np.frombuffer(ray.get(server.echo.remote(value.tobytes())))
+
+        site, d, trips, _, folder = self.table
+        _call_on(ask, lambda: ray.get(server.meet.remote()), site, d, trips, folder)
+
+
+def both_on_ray(names: list[str], d: int, trips: int, folders: tuple[str, str]) -> None:
+    """Taskloom's application on a Ray that is there, and a bare one before it, both in the same actors."""
     import ray
 
+    job = ping_job(names, d, trips, folders[0])
     few = {"num_cpus": 0, "max_concurrency": 2 * len(names) + 4}
-    if is_ours:
-        job = ping_job(names, d, trips, folder)
-        server = ray.remote(RayCoordinator).options(**few).remote(job)
-        callers = [ray.remote(RayPinger).options(num_cpus=0).remote(job, (name, d, folder)) for name in names]
-        calls = [caller.serve.remote(server) for caller in callers]
-    else:
-        server = ray.remote(RayEcho).options(**few).remote(len(names))
-        callers = [ray.remote(RayCaller).options(num_cpus=0).remote() for _ in names]
-        calls = [caller.serve.remote(server, name, d, trips, folder) for caller, name in zip(callers, names, strict=True)]
-    ray.get(calls)
+    server = ray.remote(RayServer).options(**few).remote(job)
+    callers = [ray.remote(RayPinger).options(num_cpus=0).remote(job, (name, d, trips, *folders)) for name in names]
+    # The first time is to warm up.
+    for _ in range(2):
+        ray.get([caller.call.remote(server) for caller in callers])
+    ray.get([caller.serve.remote(server) for caller in callers])
     for actor in (server, *callers):
         ray.kill(actor)
+
+
+def both_here(ours: App, echo: App, names: list[str], d: int, trips: int, folders: tuple[str, str]) -> None:
+    """Taskloom's application, and a bare one."""
+    ours(names, d, trips, folders[0])
+    echo(names, d, trips, folders[1])

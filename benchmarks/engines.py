@@ -1,9 +1,9 @@
 """Engines for sites: round trips beside a bare echo on the same engine, time to a gap on School, and memory.
 
 1. Updates a second and the median round trip of a site, for columns of 1 kB and 1 MB, beside an application on the same engine
-   that sends as many bytes back as it gets and does nothing else; in turn, medians over rounds. Target: at most 1.2 times its
-   round trip. The coordinator's penalty is the pull to the mean, so that next to nothing is worked out. Trips are timed at the
-   sites, once all of them are there.
+   that sends as many bytes back as it gets and does nothing else; in turn, on Ray in the same actors, medians over rounds.
+   Target: at most 1.2 times its round trip. The coordinator's penalty is the pull to the mean, so that next to nothing is
+   worked out. Trips are timed at the sites, once all of them are there.
 2. Seconds until the job of School over three sites is done with a relative gap of at most 1e-4, start included, and without it.
 3. Memory of the processes while it runs.
 
@@ -26,7 +26,7 @@ import numpy as np
 import polars as pl
 import psutil
 
-from _engine_pings import echo_processes, echo_threads, on_ray, ping_here
+from _engine_pings import both_here, both_on_ray, echo_processes, echo_threads, ping_here
 from _sites_data import Pairs, school
 from _timing import publish, trip_row
 from taskloom.engines import JobResult, load_rows, read_job, run_job
@@ -36,17 +36,18 @@ from taskloom.sites import ProcessesTransport, ThreadsTransport
 
 SIZES = {"1 kB": 128, "1 MB": 131_072}
 SITES = (1, 4)
-ROUNDS = 3
+ROUNDS = 5
 # Trips of each site, by size: enough for a median.
-TRIPS = {"threads": (1000, 30), "processes": (500, 30), "ray": (300, 30)}
+TRIPS = {"threads": (1000, 30), "processes": (500, 30), "ray": (300, 60)}
 # The loosest tolerance, of some, at which School's gap is below 1e-4.
 TOLERANCE = 1e-3
 
-App = Callable[[list[str], int, int, str], None]
-APPS: dict[str, tuple[App, App]] = {
-    "threads": (partial(ping_here, ThreadsTransport()), echo_threads),
-    "processes": (partial(ping_here, ProcessesTransport()), echo_processes),
-    "ray": (partial(on_ray, True), partial(on_ray, False)),
+# Taskloom's application and a bare one, in turn; the trips of each are left in a folder of its own.
+Both = Callable[[list[str], int, int, tuple[str, str]], None]
+APPS: dict[str, Both] = {
+    "threads": partial(both_here, partial(ping_here, ThreadsTransport()), echo_threads),
+    "processes": partial(both_here, partial(ping_here, ProcessesTransport()), echo_processes),
+    "ray": both_on_ray,
 }
 
 
@@ -67,14 +68,16 @@ def ray_for(engine: str) -> Generator[None]:
         ray.shutdown()
 
 
-def timed(app: App, sites: int, d: int, trips: int) -> tuple[float, float]:
-    """Median round trip in seconds, and updates a second of all sites together."""
-    names = [f"site{t}" for t in range(sites)]
-    with tempfile.TemporaryDirectory() as folder:
-        app(names, d, trips, folder)
-        each = [np.load(Path(folder) / f"{name}.npy")[-trips:] for name in names]
-    # The last ones, when all are there: the rate of each is the inverse of its mean trip.
-    return float(np.median(np.concatenate(each))), float(sum(1 / seconds.mean() for seconds in each))
+def timed(both: Both, sites: int, d: int, trips: int) -> list[tuple[float, float]]:
+    """Of both applications the median round trip in seconds, and updates a second of all sites together."""
+    names, found = [f"site{t}" for t in range(sites)], []
+    with tempfile.TemporaryDirectory() as ours, tempfile.TemporaryDirectory() as echo:
+        both(names, d, trips, (ours, echo))
+        for folder in (ours, echo):
+            each = [np.load(Path(folder) / f"{name}.npy")[-trips:] for name in names]
+            # The last ones, when all are there: the rate of each is the inverse of its mean trip.
+            found.append((float(np.median(np.concatenate(each))), float(sum(1 / seconds.mean() for seconds in each))))
+    return found
 
 
 def trips(engine: str) -> list[dict[str, Any]]:
@@ -82,7 +85,7 @@ def trips(engine: str) -> list[dict[str, Any]]:
     rows = []
     for (size, d), count in zip(SIZES.items(), TRIPS[engine], strict=True):
         for sites in SITES:
-            found = [[timed(app, sites, d, count) for app in APPS[engine]] for _ in range(ROUNDS)]
+            found = [timed(APPS[engine], sites, d, count) for _ in range(ROUNDS)]
             seconds, rates = np.array(found).transpose(2, 0, 1)
             rows.append(trip_row(engine, size, sites, seconds, rates))
             print(rows[-1], file=sys.stderr)
