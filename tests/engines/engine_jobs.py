@@ -17,7 +17,7 @@ import yaml
 from safetensors import safe_open
 from scipy.io import loadmat
 
-from taskloom.engines import load_rows, read_job
+from taskloom.engines import load_rows, read_job, run_job
 from taskloom.linear import Fista, Labels, OwnRows, SolverOptions, certify, minimize, smooth_problem
 
 SITES = ("north", "south", "west")
@@ -113,3 +113,13 @@ def interrupt(job, *options):
     assert started, "somebody has taken part"
     left = psutil.wait_procs(started, timeout=10)[1]
     return process.returncode, told, [each for each in left if each.status() != psutil.STATUS_ZOMBIE]
+
+
+def assert_interrupt_is_resumed(folder, engine):
+    """An interrupted command leaves no process, says how to go on, and what it saved can be gone on with."""
+    job = write_job(folder, make_pairs(), tol=0, checkpoint_every=10)
+    code, told, left = interrupt(job, "--engine", engine)
+    assert code == 130
+    assert f"stopped; go on with `taskloom sites resume {folder / 'job.yml'} --engine {engine}`" in told
+    assert left == []
+    assert run_job(write_job(folder, make_pairs()), resume=True).converged

@@ -8,7 +8,7 @@ import numpy as np
 import psutil
 import pytest
 import yaml
-from engine_jobs import SITES, interrupt, landmine_pairs, make_pairs, relative_gap, school_pairs, write_job
+from engine_jobs import SITES, assert_interrupt_is_resumed, landmine_pairs, make_pairs, relative_gap, school_pairs, write_job
 from typer.testing import CliRunner
 
 import taskloom
@@ -120,12 +120,7 @@ def test_a_coordinator_that_is_killed_after_the_last_goodbye_hears_the_sites_aga
 
 @takes_long
 def test_an_interrupt_ends_all_that_ray_has_started_and_says_how_to_go_on(tmp_path):
-    job = write_job(tmp_path, make_pairs(), tol=0, checkpoint_every=10)
-    code, told, left = interrupt(job, "--engine", "ray")
-    assert code == 130
-    assert f"stopped; go on with `taskloom sites resume {tmp_path / 'job.yml'} --engine ray`" in told
-    assert left == []
-    assert run_job(write_job(tmp_path, make_pairs()), resume=True).converged
+    assert_interrupt_is_resumed(tmp_path, "ray")
 
 
 @takes_long

@@ -14,7 +14,16 @@ import numpy as np
 import polars as pl
 import pytest
 import yaml
-from engine_jobs import SITES, interrupt, landmine_pairs, make_pairs, relative_gap, saved_updates, school_pairs, write_job
+from engine_jobs import (
+    SITES,
+    assert_interrupt_is_resumed,
+    landmine_pairs,
+    make_pairs,
+    relative_gap,
+    saved_updates,
+    school_pairs,
+    write_job,
+)
 from typer.testing import CliRunner
 
 import taskloom
@@ -315,9 +324,4 @@ def test_a_coordinator_that_is_killed_is_resumed_from_its_checkpoint(how, code, 
 
 
 def test_an_interrupt_ends_the_processes_of_all_sites_and_says_how_to_go_on(tmp_path):
-    job = write_job(tmp_path, make_pairs(), tol=0, checkpoint_every=10)
-    code, told, left = interrupt(job, "--engine", "processes")
-    assert code == 130
-    assert f"stopped; go on with `taskloom sites resume {tmp_path / 'job.yml'} --engine processes`" in told
-    assert left == []
-    assert run_job(write_job(tmp_path, make_pairs()), resume=True).converged
+    assert_interrupt_is_resumed(tmp_path, "processes")

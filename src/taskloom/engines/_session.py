@@ -133,10 +133,7 @@ class JobSession(Session):
             self._over_at = self.now
         # At the end a site has but its last word to say.
         limit = self.job.give_up if self._over_at is None else min(self.job.give_up, self.job.patience)
-        for name in self.coordinator.sites:
-            silence = self.silence(name, self._over_at or 0.0)
-            if silence > limit:
-                self.fail(name, f"silent for {silence:.0f} s")
+        self.give_up(limit, self._over_at or 0.0)
 
     def progress(self) -> Progress:
         """How far it is."""

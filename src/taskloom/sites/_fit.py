@@ -126,11 +126,8 @@ def _settings(given: RunSettings) -> Settings:
 
 
 def _give_up(session: Session, limit: float, callback: Observer | None) -> None:
-    """Wait no longer for sites that have owed a word for too long."""
-    for name in session.coordinator.sites:
-        silence = session.silence(name)
-        if silence > limit:
-            session.fail(name, f"silent for {silence:.0f} s")
+    """Give up silent sites, then call back."""
+    session.give_up(limit)
     if callback is not None:
         callback(session)
 

@@ -159,6 +159,18 @@ class Session:
         asked_at = self.coordinator.sites[name].asked_at
         return self.now - max(since, 0.0 if math.isnan(asked_at) else asked_at)
 
+    def give_up(self, limit: float, since: float = 0.0) -> None:
+        """Wait no longer for sites that have owed a word for too long.
+
+        Args:
+            limit: seconds.
+            since: clock from which on to count.
+        """
+        for name in self.coordinator.sites:
+            silence = self.silence(name, since)
+            if silence > limit:
+                self.fail(name, f"silent for {silence:.0f} s")
+
     @property
     def notes(self) -> list[str]:
         """What went wrong at each site that did not part."""
